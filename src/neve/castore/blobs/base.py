@@ -1,0 +1,229 @@
+"""The interface of blob services.
+
+A backend implements ``has``, ``open_read`` and ``open_write``; every other operation has a default
+that is right but slow, and backends that can do many things in one go override it.
+
+Services are synchronous and thread-safe; readers, writers and batches belong to one thread.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from neve.castore.digest import Digest, format_digest
+from neve.errors import NotFound, Unsupported
+
+_COPY_BYTES = 1024 * 1024
+
+
+class Chunk(NamedTuple):
+    """A piece of a blob, itself addressed like a blob. ``size`` in bytes."""
+
+    digest: Digest
+    size: int
+
+
+class BlobReader(io.RawIOBase):
+    """A blob being read: a seekable binary file.
+
+    Whoever reads it to the end has verified bytes: a mismatch raises ``Corrupt`` at the latest
+    instead of the end of the file. Seeking past the end is fine; reading there gives nothing.
+    """
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Length of the blob in bytes."""
+
+
+class BlobWriter(ABC):
+    """A blob being written. Leaving its ``with`` block without ``close`` abandons it."""
+
+    @abstractmethod
+    def write(self, data: bytes) -> int:
+        """Appends ``data`` (of any length) and returns its length."""
+
+    @abstractmethod
+    def close(self) -> Digest:
+        """Makes the blob durable and visible; returns its digest. A second call gives the same.
+
+        After a failure every further call says that the writer was closed with an error.
+        """
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Forgets what was written; nothing becomes visible. Does nothing after ``close``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.abandon()
+
+
+class BlobBatch(ABC):
+    """Many blobs stored with one promise: they are durable and visible once ``commit`` returns.
+
+    Before that, nothing is promised. Leaving the ``with`` block without ``commit`` gives them up
+    (some may have become visible, each of them whole).
+    """
+
+    @abstractmethod
+    def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
+        """Takes blobs that are small enough to be held; returns their digests in order."""
+
+    @abstractmethod
+    def open_write(self) -> BlobWriter:
+        """A writer whose ``close`` promises nothing before ``commit``."""
+
+    @abstractmethod
+    def keep_many(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Which of ``digests`` are missing; those that are there can be referred to like ones put."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Returns when everything put so far is durable and visible."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the batch; what was not committed is given up. Can be called again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class BlobService(ABC):
+    """Stores blobs and gives them back, verified.
+
+    The empty blob is always there. Wherever a digest is taken to read, that of a chunk is accepted
+    too. Failures are errors of ``neve.errors``: ``Corrupt`` (names the digest), ``Unavailable``,
+    ``LimitExceeded``, ``InvalidRequest`` (a digest of the wrong length); None means "not there".
+    """
+
+    @abstractmethod
+    def has(self, digest: Digest) -> bool:
+        """Whether the blob (or chunk) is there."""
+
+    @abstractmethod
+    def open_read(self, digest: Digest) -> BlobReader | None:
+        """A reader of the blob, or None."""
+
+    @abstractmethod
+    def open_write(self) -> BlobWriter:
+        """A writer of a new blob, durable when its ``close`` returns."""
+
+    def chunks(self, digest: Digest) -> list[Chunk] | None:
+        """The chunks whose concatenation is the blob (the empty blob has none), or None.
+
+        A backend that does not cut gives the blob as its own only chunk.
+        """
+        reader = self.open_read(digest)
+        if reader is None:
+            return None
+        with reader:
+            return [Chunk(digest, reader.size)] if reader.size else []
+
+    def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Those of ``digests`` that are not there, in order."""
+        return [digest for digest in digests if not self.has(digest)]
+
+    def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
+        """Stores small blobs, durable on return; gives their digests in order."""
+        with self.batch() as batch:
+            digests = batch.put_many(blobs)
+            batch.commit()
+        return digests
+
+    def read_many(self, digests: Iterable[Digest]) -> Iterator[bytes]:
+        """The whole contents of each blob, in order; for blobs small enough to be held.
+
+        ``digests`` is consumed ahead of what is yielded, by a bounded amount. Raises ``NotFound``
+        naming the first one that is not there.
+        """
+        for digest in digests:
+            yield self.read(digest)
+
+    def read(self, digest: Digest) -> bytes:
+        """The whole contents of one blob. Raises ``NotFound``."""
+        reader = self.open_read(digest)
+        if reader is None:
+            raise blob_not_found(digest)
+        with reader:
+            return reader.read()
+
+    def stream(self, digest: Digest, size: int = _COPY_BYTES) -> Iterator[bytes]:
+        """The contents in pieces of at most ``size`` bytes. Raises ``NotFound``."""
+        reader = self.open_read(digest)
+        if reader is None:
+            raise blob_not_found(digest)
+        with reader:
+            while piece := reader.read(size):
+                yield piece
+
+    def batch(self) -> BlobBatch:
+        """A batch; by default every blob is durable as soon as it is put."""
+        return _PlainBatch(self)
+
+    def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
+        """Up to ``limit`` digests of blobs greater than ``after``, ascending. May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot list blobs")
+
+    def delete_many(self, digests: Sequence[Digest]) -> int:
+        """Deletes blobs; returns how many were there. May be ``Unsupported``.
+
+        What refers to them is the caller's business.
+        """
+        raise Unsupported(f"{type(self).__name__} cannot delete blobs")
+
+    def close(self) -> None:
+        """Lets go of files and connections. Can be called again."""
+        return
+
+
+class _PlainBatch(BlobBatch):
+    """A batch over a service whose puts are durable at once."""
+
+    def __init__(self, service: BlobService) -> None:
+        self._service = service
+
+    def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
+        digests = []
+        for blob in blobs:
+            with self._service.open_write() as writer:
+                writer.write(blob)
+                digests.append(writer.close())
+        return digests
+
+    def open_write(self) -> BlobWriter:
+        return self._service.open_write()
+
+    def keep_many(self, digests: Sequence[Digest]) -> list[Digest]:
+        return self._service.missing(digests)
+
+    def commit(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def blob_not_found(digest: Digest) -> NotFound:
+    """The error for a blob that must be there and is not."""
+    return NotFound(f"blob {format_digest(digest)} is not in the store")

@@ -1,0 +1,162 @@
+"""Large blobs as chunks: where to cut, how the list is stored, and reading over it.
+
+Cut points are those of FastCDC v2020 with normalization level 1, average 256 KiB, which tvix and
+snix use too: equal files give equal chunks everywhere, so chunk lists and object stores are shared.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from neve.castore.blobs.base import BlobReader, Chunk
+from neve.castore.digest import Digest, check_digest
+from neve.errors import Corrupt, InvalidRequest
+
+if TYPE_CHECKING:
+    from pyfastcdc import FastCDC
+
+AVERAGE_CHUNK = 256 * 1024
+
+
+class Chunker:
+    """Cuts a stream of bytes: ``feed`` gives the chunks that are certain, ``finish`` the rest."""
+
+    def __init__(self, average: int = AVERAGE_CHUNK) -> None:
+        from pyfastcdc import FastCDC
+
+        self._max = average * 2
+        self._fastcdc: FastCDC = FastCDC(
+            average, min_size=average // 2, max_size=average * 2, normalized_chunking=1
+        )
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Takes any number of bytes (about a megabyte at a time is good)."""
+        return self._cut(self._rest + data if self._rest else data, final=False)
+
+    def finish(self) -> list[bytes]:
+        return self._cut(self._rest, final=True)
+
+    def _cut(self, data: bytes, *, final: bool) -> list[bytes]:
+        chunks: list[bytes] = []
+        end = 0
+        if data:
+            for chunk in self._fastcdc.cut_buf(data):
+                # A cut depends on the bytes up to the largest chunk: with fewer at hand it may move.
+                if not final and len(data) - chunk.offset < self._max:
+                    break
+                chunks.append(bytes(chunk.data))
+                end = chunk.offset + chunk.length
+        self._rest = data[end:]
+        return chunks
+
+
+def encode_chunk_list(chunks: Sequence[Chunk]) -> bytes:
+    """The list as a serialized ``StatBlobResponse``."""
+    from neve.proto.tvix.castore.protos import rpc_blobstore_pb2
+
+    message = rpc_blobstore_pb2.StatBlobResponse()
+    for digest, size in chunks:
+        message.chunks.add(digest=digest, size=size)
+    return message.SerializeToString()
+
+
+def decode_chunk_list(data: bytes) -> list[Chunk]:
+    """Raises ``InvalidRequest`` if ``data`` is no list of chunks."""
+    from google.protobuf.message import DecodeError
+
+    from neve.proto.tvix.castore.protos import rpc_blobstore_pb2
+
+    try:
+        message = rpc_blobstore_pb2.StatBlobResponse.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequest(f"{len(data)} bytes are no chunk list: {error}") from error
+    return [Chunk(check_digest(chunk.digest, "chunk digest"), chunk.size) for chunk in message.chunks]
+
+
+class BytesReader(BlobReader):
+    """A reader over contents at hand, already verified."""
+
+    def __init__(self, contents: bytes) -> None:
+        self._file = io.BytesIO(contents)
+        self._size = len(contents)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        return self._file.readinto(buffer)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class ChunkedReader(BlobReader):
+    """A reader over a list of chunks.
+
+    ``fetch`` gives the verified bytes of a chunk; one whose length is not the one in the list is
+    ``Corrupt``. The chunk read last is kept, so small reads in order fetch each chunk once.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], fetch: Callable[[Digest], bytes]) -> None:
+        self._chunks = chunks
+        self._fetch = fetch
+        self._ends = list(accumulate(chunk.size for chunk in chunks))
+        self._position = 0
+        self._held = -1
+        self._contents = b""
+
+    @property
+    def size(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
+        if base is None or base + offset < 0:
+            raise ValueError(f"cannot seek to {offset} from {whence}")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        piece = self._piece(len(buffer))
+        memoryview(buffer)[: len(piece)] = piece
+        return len(piece)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Unlike a raw file's, this gives all that is asked for, short only at the end."""
+        wanted = self.size - self._position if size is None or size < 0 else size
+        pieces: list[bytes | memoryview] = []
+        while wanted > 0 and (piece := self._piece(wanted)):
+            pieces.append(piece)
+            wanted -= len(piece)
+        return b"".join(pieces)
+
+    def _piece(self, wanted: int) -> memoryview:
+        """Bytes at the position, up to the end of their chunk; moves the position."""
+        number = bisect.bisect_right(self._ends, self._position)
+        if number >= len(self._chunks) or wanted <= 0:
+            return memoryview(b"")
+        if number != self._held:
+            digest, size = self._chunks[number]
+            contents = self._fetch(digest)
+            if len(contents) != size:
+                raise Corrupt(f"chunk {digest.hex()} has {len(contents)} bytes, its list says {size}")
+            self._held, self._contents = number, contents
+        start = self._position - (self._ends[number] - self._chunks[number].size)
+        piece = memoryview(self._contents)[start : start + wanted]
+        self._position += len(piece)
+        return piece

@@ -1,0 +1,14 @@
+"""Addresses of blob services."""
+
+from __future__ import annotations
+
+from neve.castore.blobs.base import BlobService
+from neve.registry import Schemes
+
+BLOB_SERVICES: Schemes[BlobService] = Schemes(
+    "blob service",
+    {
+        "memory": "neve.castore.blobs.memory:open_memory",
+        "local": "neve.castore.blobs.local:open_local",
+    },
+)

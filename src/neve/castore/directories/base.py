@@ -1,0 +1,168 @@
+"""The interface of directory services.
+
+Synchronous and thread-safe; a putter belongs to one thread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from neve.castore.closure import LeavesToRoot
+from neve.castore.digest import Digest, format_digest
+from neve.castore.directory import Directory
+from neve.errors import InvalidRequest, NotFound, Unsupported
+
+GET_MANY = 256
+"""How many Directories ``get_recursive`` asks for at once."""
+
+
+class DirectoryPutter(ABC):
+    """Receives a closure, leaves to root. Leaving its ``with`` block without ``close`` abandons it."""
+
+    @abstractmethod
+    def put(self, directory: Directory) -> None:
+        """Takes the next Directory. Raises ``InvalidRequest`` if the order or a size is wrong; then
+        nothing of this closure becomes visible."""
+
+    def put_built(self, encoded: bytes, digest: Digest) -> None:
+        """Takes one that a ``DirectoryBuilder`` of this process made, children first.
+
+        What the builder guarantees is not checked again.
+        """
+        self.put(Directory.decode(encoded, digest=digest))
+
+    @abstractmethod
+    def close(self) -> Digest:
+        """Makes all durable and visible; returns the root's digest. A second call is an error."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Forgets what was put; nothing becomes visible. Does nothing after ``close``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.abandon()
+
+
+class DirectoryService(ABC):
+    """Stores Directories and gives them back, verified against their digests.
+
+    Failures are errors of ``neve.errors``; None means "not there".
+    """
+
+    @abstractmethod
+    def get(self, digest: Digest) -> Directory | None:
+        """The Directory, or None."""
+
+    @abstractmethod
+    def put(self, directory: Directory) -> Digest:
+        """Stores one Directory, durable on return."""
+
+    @abstractmethod
+    def put_multiple(self) -> DirectoryPutter:
+        """A putter for a whole closure."""
+
+    def get_many(self, digests: Sequence[Digest]) -> dict[Digest, Directory]:
+        """Those of ``digests`` that are there."""
+        found = ((digest, self.get(digest)) for digest in digests)
+        return {digest: directory for digest, directory in found if directory is not None}
+
+    def get_recursive(self, digest: Digest) -> Iterator[Directory]:
+        """The closure of ``digest``, breadth first, each Directory once; nothing if it is not there.
+
+        Raises ``NotFound`` when a Directory that one of them refers to is missing: the store is
+        inconsistent then.
+        """
+        known = {digest}
+        wanted = [digest]
+        first = True
+        while wanted:
+            following: list[Digest] = []
+            for start in range(0, len(wanted), GET_MANY):
+                part = wanted[start : start + GET_MANY]
+                found = self.get_many(part)
+                if first and digest not in found:
+                    return
+                first = False
+                for one in part:
+                    directory = found.pop(one, None)
+                    if directory is None:
+                        raise directory_not_found(one)
+                    for _, child in directory.directories():
+                        if child.digest not in known:
+                            known.add(child.digest)
+                            following.append(child.digest)
+                    yield directory
+            wanted = following
+
+    def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
+        """Up to ``limit`` digests greater than ``after``, ascending. May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot list Directories")
+
+    def delete_many(self, digests: Sequence[Digest]) -> int:
+        """Deletes Directories; returns how many were there. May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot delete Directories")
+
+    def close(self) -> None:
+        """Lets go of files and connections. Can be called again."""
+        return
+
+
+class CheckingPutter(DirectoryPutter):
+    """A putter that checks the closure and leaves keeping it to ``_keep`` and ``_commit``."""
+
+    def __init__(self) -> None:
+        self._validator = LeavesToRoot()
+        self._last_built: Digest | None = None
+        self._open = True
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise InvalidRequest("the directory putter is closed")
+
+    def put(self, directory: Directory) -> None:
+        self._check_open()
+        try:
+            self._validator.add(directory)
+            self._keep(directory.encode(), directory.digest)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def close(self) -> Digest:
+        self._check_open()
+        try:
+            root = self._validator.close() if self._last_built is None else self._last_built
+            self._commit()
+        finally:
+            self.abandon()
+        return root
+
+    def abandon(self) -> None:
+        if self._open:
+            self._open = False
+            self._release()
+
+    @abstractmethod
+    def _keep(self, encoded: bytes, digest: Digest) -> None:
+        """Holds a Directory until ``_commit``; it may come more than once."""
+
+    @abstractmethod
+    def _commit(self) -> None:
+        """Makes all that was kept durable and visible."""
+
+    def _release(self) -> None:
+        """Frees what ``_keep`` holds."""
+        return
+
+
+def directory_not_found(digest: Digest) -> NotFound:
+    """The error for a Directory that must be there and is not."""
+    return NotFound(f"Directory {format_digest(digest)} is not in the store")

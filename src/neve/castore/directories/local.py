@@ -1,0 +1,134 @@
+"""Directories in the embedded store: records that share frames, like small blobs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
+from neve.castore.directories.base import CheckingPutter, DirectoryPutter, DirectoryService
+from neve.castore.directory import Directory
+from neve.errors import Corrupt, InvalidRequest
+from neve.packstore.address import open_address
+from neve.packstore.frames import FRAME_TARGET, Record
+from neve.packstore.layout import os_errors
+from neve.packstore.store import PackStore, Table
+from neve.registry import Address
+
+DIRECTORIES = Table(2, "directories", lambda tag, key, data: b3_digest(data) == key)
+
+_TAG = 1
+_SPOOL_IN_MEMORY = 16 * 1024 * 1024
+_READ_STEP = 1024 * 1024
+
+
+class LocalDirectoryService(DirectoryService):
+    """Directories of one embedded store. Owns one use of ``store``."""
+
+    def __init__(self, store: PackStore) -> None:
+        self._store = store
+        self._closed = False
+
+    def get(self, digest: Digest) -> Directory | None:
+        return self.get_many([digest]).get(digest)
+
+    def get_many(self, digests: Sequence[Digest]) -> dict[Digest, Directory]:
+        for digest in digests:
+            check_digest(digest)
+        located = self._store.find(DIRECTORIES, digests)
+        result: dict[Digest, Directory] = {}
+        for digest, location in sorted(located.items(), key=lambda item: item[1].place):
+            encoded = self._store.read_unproven(DIRECTORIES, digest, location)
+            if b3_digest(encoded) != digest:
+                raise _corrupt(digest)
+            try:
+                result[digest] = Directory.decode(encoded, digest=digest)
+            except InvalidRequest as error:
+                raise Corrupt(f"stored Directory {format_digest(digest)} is invalid: {error}") from error
+        return result
+
+    def put(self, directory: Directory) -> Digest:
+        digest = directory.digest
+        if self._store.missing(DIRECTORIES, [digest]):
+            epoch = self._store.writer.epoch
+            self._store.stage(DIRECTORIES, [Record(_TAG, digest, directory.encode())])
+            self._store.writer.commit(epoch)
+        return digest
+
+    def put_multiple(self) -> DirectoryPutter:
+        return _Putter(self._store)
+
+    def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
+        return [digest for digest, _ in self._store.page(DIRECTORIES, after, limit)]
+
+    def delete_many(self, digests: Sequence[Digest]) -> int:
+        return self._store.delete_many(DIRECTORIES, [check_digest(d) for d in digests])
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._store.close()
+
+
+class _Putter(CheckingPutter):
+    """Spools what it is given and only stages it when the closure is known to be valid.
+
+    Packs are all that is needed to rebuild the index, so nothing of a refused stream may get there.
+    """
+
+    def __init__(self, store: PackStore) -> None:
+        super().__init__()
+        self._store = store
+        self._epoch = store.writer.epoch
+        self._known: set[Digest] = set()
+        self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by _release
+            max_size=_SPOOL_IN_MEMORY, dir=str(store.temporary_folder())
+        )
+
+    def put_built(self, encoded: bytes, digest: Digest) -> None:
+        self._check_open()
+        self._keep(encoded, digest)
+        self._last_built = digest
+
+    def _keep(self, encoded: bytes, digest: Digest) -> None:
+        if digest in self._known:
+            return
+        self._known.add(digest)
+        with os_errors(f"cannot spool Directories in {self._store.temporary_folder()}"):
+            self._spool.write(digest + len(encoded).to_bytes(4, "little"))
+            self._spool.write(encoded)
+
+    def _commit(self) -> None:
+        with os_errors(f"cannot spool Directories in {self._store.temporary_folder()}"):
+            self._spool.seek(0)
+            group: list[Record] = []
+            size = 0
+            for record in self._spooled():
+                group.append(record)
+                size += len(record.data)
+                if size >= FRAME_TARGET:
+                    self._stage(group)
+                    group, size = [], 0
+            self._stage(group)
+        self._store.writer.commit(self._epoch)
+
+    def _stage(self, group: list[Record]) -> None:
+        absent = set(self._store.missing(DIRECTORIES, [record.key for record in group]))
+        self._store.stage(DIRECTORIES, [record for record in group if record.key in absent])
+
+    def _spooled(self) -> Iterator[Record]:
+        while head := self._spool.read(36):
+            yield Record(_TAG, head[:32], self._spool.read(int.from_bytes(head[32:], "little")))
+
+    def _release(self) -> None:
+        self._spool.close()
+        self._known.clear()
+
+
+def _corrupt(digest: Digest) -> Corrupt:
+    return Corrupt(f"the stored bytes of Directory {format_digest(digest)} do not match its digest")
+
+
+def open_local(address: Address) -> LocalDirectoryService:
+    """``local:///folder``"""
+    return LocalDirectoryService(open_address(address))

@@ -1,0 +1,66 @@
+"""Directories in a dict: for tests, and as a near cache."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from neve.castore.digest import Digest, check_digest
+from neve.castore.directories.base import CheckingPutter, DirectoryPutter, DirectoryService
+from neve.castore.directory import Directory
+from neve.registry import Address
+
+
+class MemoryDirectoryService(DirectoryService):
+    """Holds every Directory for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._directories: dict[Digest, bytes] = {}
+        self._lock = threading.Lock()
+
+    def get(self, digest: Digest) -> Directory | None:
+        encoded = self._directories.get(check_digest(digest))
+        return None if encoded is None else Directory.decode(encoded, digest=digest)
+
+    def put(self, directory: Directory) -> Digest:
+        self.add({directory.digest: directory.encode()})
+        return directory.digest
+
+    def put_multiple(self) -> DirectoryPutter:
+        return _Putter(self)
+
+    def add(self, encoded: dict[Digest, bytes]) -> None:
+        with self._lock:
+            self._directories.update(encoded)
+
+    def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
+        with self._lock:
+            digests = sorted(self._directories)
+        start = bisect_right(digests, after)
+        return digests[start : start + limit]
+
+    def delete_many(self, digests: Sequence[Digest]) -> int:
+        with self._lock:
+            return sum(self._directories.pop(check_digest(d), None) is not None for d in digests)
+
+
+class _Putter(CheckingPutter):
+    def __init__(self, service: MemoryDirectoryService) -> None:
+        super().__init__()
+        self._service = service
+        self._kept: dict[Digest, bytes] = {}
+
+    def _keep(self, encoded: bytes, digest: Digest) -> None:
+        self._kept[digest] = encoded
+
+    def _commit(self) -> None:
+        self._service.add(self._kept)
+
+
+def open_memory(address: Address) -> MemoryDirectoryService:
+    """``memory://``"""
+    address.check_parameters()
+    if address.host or address.path:
+        raise address.refuse("memory:// takes neither host nor path")
+    return MemoryDirectoryService()

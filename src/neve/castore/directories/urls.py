@@ -1,0 +1,14 @@
+"""Addresses of directory services."""
+
+from __future__ import annotations
+
+from neve.castore.directories.base import DirectoryService
+from neve.registry import Schemes
+
+DIRECTORY_SERVICES: Schemes[DirectoryService] = Schemes(
+    "directory service",
+    {
+        "memory": "neve.castore.directories.memory:open_memory",
+        "local": "neve.castore.directories.local:open_local",
+    },
+)

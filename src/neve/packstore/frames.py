@@ -1,0 +1,125 @@
+"""Making frames: several records, one compress call, one append.
+
+Compression is zstd in the shape that a kernel source tree asked for: level 1 leaves 5 % more bytes
+on disk than a double-fast search with a 32 Ki-entry table, which costs a tenth more time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import zstandard
+
+from neve.errors import Corrupt, LimitExceeded
+from neve.packstore import pack
+from neve.packstore.index import Location
+
+FRAME_TARGET = 256 * 1024
+"""Small records are gathered up to about this many bytes a frame: larger frames compress 3 % better,
+and cost a random read four times as much."""
+
+_WINDOW_LOG, _CHAIN_LOG, _HASH_LOG, _MIN_MATCH = 18, 13, 15, 5
+
+
+class Record(NamedTuple):
+    """One record to store."""
+
+    tag: int
+    key: bytes
+    data: bytes
+
+
+class EncodedFrame(NamedTuple):
+    """A frame ready to be appended: ``head + entries + payload``. ``places`` are relative."""
+
+    head: bytes
+    entries: bytes
+    payload: bytes
+    codec: int
+    raw_len: int
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + len(self.entries) + len(self.payload)
+
+
+class _Codecs(threading.local):
+    """Compression contexts; one serves one thread at a time."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(
+            compression_params=zstandard.ZstdCompressionParameters(
+                window_log=_WINDOW_LOG,
+                chain_log=_CHAIN_LOG,
+                hash_log=_HASH_LOG,
+                search_log=1,
+                min_match=_MIN_MATCH,
+                target_length=0,
+                strategy=zstandard.STRATEGY_DFAST,
+                write_content_size=True,
+                write_checksum=False,
+            )
+        )
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_codecs = _Codecs()
+
+
+def encode_frame(table: int, records: Sequence[Record]) -> EncodedFrame:
+    """Builds a data frame of ``records``, compressed if that makes it smaller."""
+    for tag, key, data in records:
+        if len(data) > pack.MAX_RECORD:
+            raise LimitExceeded(f"record {key.hex()} has {len(data)} bytes, the limit is {pack.MAX_RECORD}")
+        assert tag < pack.TOMBSTONE or not data
+    raw = records[0].data if len(records) == 1 else b"".join([r.data for r in records])
+    payload, codec = raw, pack.RAW
+    if raw:
+        packed = _codecs.compressor.compress(raw)
+        if len(packed) < len(raw):
+            payload, codec = packed, pack.ZSTD
+    entries = pack.encode_entries([(table, tag, key, len(data)) for tag, key, data in records])
+    head = pack.encode_head(
+        kind=pack.DATA,
+        codec=codec,
+        seq=0,
+        count=len(records),
+        entries=entries,
+        payload=payload,
+        raw_len=len(raw),
+    )
+    return EncodedFrame(head, entries, payload, codec, len(raw))
+
+
+def locations(frame: EncodedFrame, records: Sequence[Record], place: int) -> list[Location]:
+    """The locations of ``records`` once the payload of ``frame`` lies at ``place``."""
+    result: list[Location] = []
+    codec, stored_len, raw_len = frame.codec, len(frame.payload), frame.raw_len
+    start = 0
+    for tag, _, data in records:
+        length = len(data)
+        result.append(Location(tag, place, codec, stored_len, raw_len, start, length))
+        start += length
+    return result
+
+
+def decompress(codec: int, stored: bytes, raw_len: int, where: str) -> bytes:
+    """The payload of a frame. Raises ``Corrupt`` naming ``where``.
+
+    The size in the zstd header decides how much is allocated, so it is compared with the index first.
+    """
+    if codec == pack.RAW:
+        if len(stored) != raw_len:
+            raise Corrupt(f"{where}: {len(stored)} bytes stored, {raw_len} expected")
+        return stored
+    try:
+        if zstandard.frame_content_size(stored) != raw_len:
+            raise Corrupt(f"{where}: the compressed frame's header is damaged")
+        raw = _codecs.decompressor.decompress(stored)
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"{where}: the compressed frame is damaged ({error})") from error
+    if len(raw) != raw_len:
+        raise Corrupt(f"{where}: {len(raw)} bytes decompressed, {raw_len} expected")
+    return raw

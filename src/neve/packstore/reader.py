@@ -1,0 +1,150 @@
+"""Reading: locations to bytes.
+
+Frames are read and decompressed whole, because neighbours are wanted together far more often than
+not; a bounded cache keeps the last ones. What comes out is checked against the index only (lengths,
+the frame's own header); whether it is the right bytes, the caller tells by digest or checksum.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from neve.errors import Corrupt, NotFound
+from neve.packstore.frames import decompress
+from neve.packstore.index import Location, offset_of, pack_of
+from neve.packstore.layout import PACKS_DIR, os_errors, pack_name
+
+FRAME_CACHE_BYTES = 24 * 1024 * 1024
+"""Decompressed frames kept, in bytes."""
+
+_MAX_OPEN_PACKS = 64
+
+
+class _Lru:
+    """A dict with a bound on the sum of its values' weights; the least recently used go first."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._items: OrderedDict[int, bytes] = OrderedDict()
+        self._weight = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: int) -> bytes | None:
+        with self._lock:
+            value = self._items.get(key)
+            if value is not None:
+                self._items.move_to_end(key)
+            return value
+
+    def put(self, key: int, value: bytes) -> None:
+        if len(value) > self._capacity // 4:
+            return
+        with self._lock:
+            old = self._items.pop(key, b"")
+            self._items[key] = value
+            self._weight += len(value) - len(old)
+            while self._weight > self._capacity:
+                _, gone = self._items.popitem(last=False)
+                self._weight -= len(gone)
+
+
+class PackFiles:
+    """File descriptors of packs for reading, a bounded number of them.
+
+    A descriptor is only closed when no read is using it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, tuple[int, list[int]]] = OrderedDict()
+
+    def pread(self, pack_id: int, size: int, offset: int) -> bytes:
+        path = self._path / PACKS_DIR / pack_name(pack_id)
+        with self._lock:
+            if pack_id in self._open:
+                self._open.move_to_end(pack_id)
+            else:
+                with os_errors(f"cannot open {path}"):
+                    self._open[pack_id] = (os.open(path, os.O_RDONLY | os.O_CLOEXEC), [0])
+                self._evict()
+            fd, users = self._open[pack_id]
+            users[0] += 1
+        try:
+            with os_errors(f"cannot read {path}"):
+                data = os.pread(fd, size, offset)
+        finally:
+            with self._lock:
+                users[0] -= 1
+        if len(data) != size:
+            raise Corrupt(f"{path} is truncated: {size} bytes expected at {offset}, {len(data)} are there")
+        return data
+
+    def _evict(self) -> None:
+        for pack_id in list(self._open):
+            if len(self._open) <= _MAX_OPEN_PACKS:
+                return
+            fd, users = self._open[pack_id]
+            if not users[0]:
+                del self._open[pack_id]
+                os.close(fd)
+
+    def close(self) -> None:
+        with self._lock:
+            for fd, _ in self._open.values():
+                os.close(fd)
+            self._open.clear()
+
+
+class Reader:
+    """Reads records by location. Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self._files = PackFiles(path)
+        self._frames = _Lru(FRAME_CACHE_BYTES)
+
+    def frame(self, location: Location, *, keep: bool = True) -> bytes:
+        """The decompressed frame around ``location``; ``keep``: in the cache, for its neighbours."""
+        raw = self._frames.get(location.place)
+        if raw is None:
+            stored = self.stored(location)
+            where = f"pack {pack_name(pack_of(location.place))} at {offset_of(location.place)}"
+            raw = decompress(location.codec, stored, location.raw_len, where)
+            if keep:
+                self._frames.put(location.place, raw)
+        return raw
+
+    def stored(self, location: Location) -> bytes:
+        """The frame's payload as it lies in the pack."""
+        return self._files.pread(pack_of(location.place), location.stored_len, offset_of(location.place))
+
+    def record(self, location: Location) -> bytes:
+        # A frame of one large record (a chunk) is not kept: whoever wants it again reads far ahead.
+        alone = location.length == location.raw_len
+        raw = self.frame(location, keep=not alone)
+        if alone:
+            return raw
+        if location.start + location.length > len(raw):
+            raise Corrupt(f"pack {pack_name(pack_of(location.place))}: a record passes the end of its frame")
+        return raw[location.start : location.start + location.length]
+
+    def record_retrying(
+        self, key: bytes, location: Location, again: Callable[[], Mapping[bytes, Location]]
+    ) -> bytes:
+        """Like ``record``; if the pack is gone, its records have moved: ``again`` looks up where."""
+        try:
+            return self.record(location)
+        except NotFound:
+            moved = again().get(key)
+            if moved is None or moved.place == location.place:
+                raise Corrupt(
+                    f"{key.hex()} lies in pack {pack_name(pack_of(location.place))}, which is missing"
+                ) from None
+            return self.record(moved)
+
+    def close(self) -> None:
+        self._files.close()

@@ -1,0 +1,244 @@
+"""PackStore: the embedded engine behind one object.
+
+The owner of a table says how its records prove themselves: by a ``check`` of its own (content
+addressed records: the digest), or, without one, by a seal that the engine adds and removes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from neve.errors import Corrupt, InvalidRequest, LimitExceeded, PermissionDenied, Unsupported
+from neve.packstore import layout, pack
+from neve.packstore.frames import FRAME_TARGET, Record
+from neve.packstore.index import Index, Location
+from neve.packstore.reader import Reader
+from neve.packstore.writer import Transaction, Writer
+
+T = TypeVar("T")
+
+_SEAL_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Table:
+    """One kind of record. Its owner picks an ``id`` from 1 to 8 that no other table has.
+
+    ``check`` tells whether ``(tag, key, data)`` belong together, for records that prove themselves
+    (by being addressed by their content); without it the engine seals what it stores.
+    """
+
+    id: int
+    name: str
+    check: Callable[[int, bytes, bytes], bool] | None = None
+
+
+def seal(table: int, key: bytes, data: bytes) -> bytes:
+    """``data`` with a 16-byte checksum over table, key and data behind it."""
+    return data + pack.check16(bytes([table]), key, data)
+
+
+def unseal(table: int, key: bytes, sealed: bytes) -> bytes:
+    """Takes the seal off. Raises ``Corrupt`` naming the key if it does not fit."""
+    data = sealed[:-_SEAL_SIZE]
+    if len(sealed) < _SEAL_SIZE or sealed[-_SEAL_SIZE:] != pack.check16(bytes([table]), key, data):
+        raise Corrupt(f"the record of {key.hex()} is damaged")
+    return data
+
+
+class PackStore:
+    """A folder of packs with its index. Thread-safe; any number of processes may have it open.
+
+    Use ``PackStore.open``; each ``open`` needs its ``close``. Opening a folder twice in one process
+    gives the same object.
+    """
+
+    _opened: ClassVar[dict[tuple[int, int], PackStore]] = {}
+    _opened_lock = threading.Lock()
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        self.path = path
+        self.read_only = read_only
+        self.settings: dict[str, Any] = layout.read_settings(path)
+        self._users = 1
+        self._pid = os.getpid()
+        self._identity = _identity(path)
+        self._lock = layout.StoreLock(path, exclusive=False, read_only=read_only)
+        try:
+            self.index = Index(path / layout.INDEX_DIR, read_only=read_only)
+        except BaseException:
+            self._lock.close()
+            raise
+        self._reader = Reader(path)
+        self._writer = None if read_only else Writer(path, self.index)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        read_only: bool = False,
+        create: bool = True,
+        settings: Mapping[str, Any] | None = None,
+    ) -> PackStore:
+        """Opens the store in ``path``; with ``create``, makes it if the folder is missing or empty.
+
+        ``settings`` are those of a new store. Raises ``NotFound`` (no store), ``InvalidRequest`` (a
+        folder of something else, or of a newer version), ``Corrupt``, ``PermissionDenied``,
+        ``Unavailable`` (being rebuilt).
+        """
+        with cls._opened_lock:
+            if not (path / layout.STORE_FILE).exists() and create and not read_only:
+                layout.create(path, dict(settings or {}))
+            layout.read_settings(path)
+            key = _identity(path)
+            if (found := cls._opened.get(key)) is not None and found._pid == os.getpid():
+                if found.read_only and not read_only:
+                    raise Unsupported(f"{path} is open read-only in this process; close it before writing")
+                found._users += 1
+                return found
+            store = cls(path, read_only=read_only)
+            cls._opened[key] = store
+            return store
+
+    def close(self) -> None:
+        """Commits what is staged; the last close of a folder releases it."""
+        with self._opened_lock:
+            self._users -= 1
+            if self._users > 0:
+                return
+            self._opened.pop(self._identity, None)
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            self._reader.close()
+            self.index.close()
+            self._lock.close()
+
+    @property
+    def writer(self) -> Writer:
+        """Raises ``PermissionDenied`` if the store is open read-only."""
+        if self._writer is None:
+            raise PermissionDenied(f"the store in {self.path} is open read-only")
+        return self._writer
+
+    def temporary_folder(self) -> Path:
+        """For spool files; lies on the store's own file system."""
+        return self.path / layout.TMP_DIR
+
+    def missing(self, table: Table, keys: Iterable[bytes]) -> list[bytes]:
+        """Those ``keys`` that no committed record has, in the given order."""
+        return self.index.missing(table.id, keys)
+
+    def find(self, table: Table, keys: Sequence[bytes]) -> dict[bytes, Location]:
+        """Where the committed records of ``keys`` lie."""
+        return self.index.get_many(table.id, keys)
+
+    def locate(self, table: Table, keys: Sequence[bytes]) -> dict[bytes, Location]:
+        """Like ``find``, and also those only staged by this process: what need not be stored again."""
+        found = self.index.get_many(table.id, keys)
+        if self._writer is not None and len(found) < len(keys):
+            for key in keys:
+                if key not in found and (location := self._writer.staged(table.id, key)) is not None:
+                    found[key] = location
+        return found
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The record's data, proven by the table's check or the seal. Raises ``Corrupt``."""
+        location = self.index.get_many(table.id, [key]).get(key)
+        return None if location is None else self.read(table, key, location)
+
+    def read(self, table: Table, key: bytes, location: Location) -> bytes:
+        """The data of a located record, proven."""
+        data = self.read_unproven(table, key, location)
+        if table.check is None:
+            return unseal(table.id, key, data)
+        if not table.check(location.tag, key, data):
+            raise Corrupt(f"{table.name}: the stored bytes of {key.hex()} do not match it")
+        return data
+
+    def read_unproven(self, table: Table, key: bytes, location: Location) -> bytes:
+        """The bytes of a located record as they are, for a caller who checks them itself."""
+        return self._reader.record_retrying(key, location, lambda: self.index.get_many(table.id, [key]))
+
+    def frame(self, location: Location) -> bytes:
+        """The decompressed frame that ``location`` lies in. Raises ``NotFound`` if its pack is gone."""
+        return self._reader.frame(location)
+
+    def page(self, table: Table, after: bytes, limit: int) -> list[tuple[bytes, Location]]:
+        """Up to ``limit`` committed entries with keys above ``after``, in key order."""
+        return self.index.page(table.id, after, limit)
+
+    def stage(self, table: Table, records: Sequence[Record]) -> None:
+        """Appends records, in frames of about ``FRAME_TARGET`` bytes, to be committed later."""
+        if table.check is None:
+            records = [r._replace(data=seal(table.id, r.key, r.data)) for r in records]
+        for group in group_records(records):
+            self.writer.stage(table.id, group)
+
+    def update(self, function: Callable[[TableTransaction], T]) -> T:
+        """Runs ``function`` while nobody else can write; returns once its changes are durable.
+
+        It may be run more than once, so it must not have effects of its own. What it raises is
+        raised here, and nothing of it happened.
+        """
+        return self.writer.update(lambda transaction: function(TableTransaction(self, transaction)))
+
+    def delete_many(self, table: Table, keys: Sequence[bytes]) -> int:
+        """Deletes those records that are there; returns how many. Durable on return."""
+        return self.update(lambda t: sum(t.delete(table, key) for key in keys))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    with layout.os_errors(f"cannot open the store in {path}"):
+        stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
+class TableTransaction:
+    """The view of an update: records by table, proven and sealed like everywhere else."""
+
+    def __init__(self, store: PackStore, transaction: Transaction) -> None:
+        self._store = store
+        self._transaction = transaction
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        return self._transaction.get(table.id, key, lambda k, location: self._store.read(table, k, location))
+
+    def put(self, table: Table, record: Record) -> None:
+        stored = seal(table.id, record.key, record.data) if table.check is None else record.data
+        self._transaction.put(table.id, record, stored)
+
+    def delete(self, table: Table, key: bytes) -> bool:
+        return self._transaction.delete(table.id, key)
+
+
+def group_records(records: Iterable[Record], target: int = FRAME_TARGET) -> Iterator[list[Record]]:
+    """Splits records into groups of about ``target`` bytes, in order; a large record is alone."""
+    group: list[Record] = []
+    size = 0
+    for record in records:
+        if group and size + len(record.data) > target:
+            yield group
+            group, size = [], 0
+        group.append(record)
+        size += len(record.data)
+    if group:
+        yield group
+
+
+def check_path(path: str) -> Path:
+    """The folder an address names; refuses the file system's root and relative paths."""
+    if not path.startswith("/"):
+        raise InvalidRequest(f"the store folder must be an absolute path, not {path!r}")
+    if Path(path) == Path("/"):
+        raise InvalidRequest("the file system's root cannot be a store; name a folder")
+    if len(os.fsencode(path)) > 4000:
+        raise LimitExceeded(f"the store folder's path has {len(os.fsencode(path))} bytes, the limit is 4000")
+    return Path(path)
