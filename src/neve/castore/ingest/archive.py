@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 import zstandard
@@ -150,9 +150,6 @@ class _Decompressed(io.RawIOBase):
         self._inner = inner
         self._algorithm = algorithm
 
-    def readable(self) -> bool:
-        return True
-
     def readinto(self, buffer: Any) -> int:
         try:
             data = self._inner.read(len(buffer))
@@ -253,11 +250,12 @@ def _spool_contents(tar: tarfile.TarFile, member: tarfile.TarInfo, name: bytes, 
     offset = spool.tell()
     left = member.size
     contents = tar.extractfile(member)
-    while left and contents is not None and (data := contents.read(min(left, WHOLE_FILE_LIMIT))):
-        spool.write(data)
-        left -= len(data)
+    with suppress(tarfile.ReadError):  # the end of the data; then some is left
+        while left and contents is not None and (data := contents.read(min(left, WHOLE_FILE_LIMIT))):
+            spool.write(data)
+            left -= len(data)
     if left:
-        raise _refused(name, f"has {member.size} bytes, but the archive ends after {member.size - left}")
+        raise _refused(name, f"is cut short: the archive ends before its {member.size} bytes do")
     return _Stored(offset, member.size, bool(member.mode & 0o100))
 
 

@@ -1,0 +1,69 @@
+# make demo and make test set everything up by themselves; make help lists the rest.
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# The interpreter that the environment is made with: the first that is new enough.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
+export VENV
+
+# What make test runs, and how: make test TESTS=tests/nix PYTEST_OPTIONS=-x
+TESTS ?= tests
+PYTEST_OPTIONS ?= -n 2
+
+# What a test needs of the system, as Debian's packages; tests/conftest.py skips tests without it.
+SYSTEM_PACKAGES := fuse3 nix-bin strace
+
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo test test-system-deps check bench clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' Makefile | expand -t 20
+
+setup: $(INSTALLED)  ## make the environment with neve and its tools; nothing to do if it is up to date
+
+# The constraints come through the environment, so that they hold for the build backend too
+# (releases of pip from 25.3 on read the second variable there).
+$(INSTALLED): pyproject.toml constraints.txt
+	@if ! "$(or $(PYTHON),false)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "neve needs Python 3.11 or newer, and $(if $(PYTHON),$(PYTHON) is not,none was found)." \
+			"Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi
+	@echo "Setting up $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		"$(VENV)/bin/python" -m pip install --quiet --editable '.[all,dev]'
+	@touch "$@"
+
+demo: setup  ## import something real into an embedded store, list it, render its NAR
+	@scripts/demo
+
+test: setup  ## run the tests, but for those that need something which is not installed
+	@"$(VENV)/bin/python" -m pytest $(PYTEST_OPTIONS) $(TESTS)
+
+test-system-deps:  ## as root, on Debian: install what else the tests need
+	@missing=$$(for package in $(SYSTEM_PACKAGES); do \
+		dpkg-query --show --showformat='$${Status}' $$package 2>/dev/null | grep -q '^install ok installed' \
+			|| echo $$package; done); \
+	if [ -z "$$missing" ]; then echo "All there: $(SYSTEM_PACKAGES)"; exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "Missing:" $$missing "(install them as root)" >&2; exit 1; fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update && apt-get install --yes --no-install-recommends $$missing
+
+check: setup  ## the gate: format, lint, types, layers, generated code, lock
+	@scripts/check
+
+bench: setup  ## run every benchmark
+	@set -e; shopt -s nullglob; \
+	for script in benchmarks/[!_]*.py; do echo "== $$script"; "$(VENV)/bin/python" "$$script"; done
+
+clean:  ## remove the environment, the demo's store and all caches
+	rm -rf .venv demo-store build src/*.egg-info
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find benchmarks scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,190 @@
+"""Going through stored trees: down to one node, or over all of it as tree events."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
+
+from neve.castore.blobs.base import BlobService, blob_not_found
+from neve.castore.digest import EMPTY_BLOB, Digest, format_digest
+from neve.castore.directories.base import DirectoryService, directory_not_found
+from neve.castore.directory import Directory
+from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
+from neve.errors import Corrupt
+from neve.tree import (
+    BATCH_BYTES,
+    BATCH_EVENTS,
+    END_FILE,
+    LEAVE_DIRECTORY,
+    WHOLE_FILE_LIMIT,
+    Batches,
+    BeginFile,
+    Data,
+    EnterDirectory,
+    Event,
+    File,
+    Symlink,
+)
+
+_CHILDREN_AT_ONCE = 64
+"""Child Directories that are fetched together: bounds what one level of a walk holds."""
+
+
+def get_directory(directories: DirectoryService, digest: Digest) -> Directory:
+    """The Directory that something refers to. Raises ``NotFound`` naming it."""
+    directory = directories.get(digest)
+    if directory is None:
+        raise directory_not_found(digest)
+    return directory
+
+
+def descend(directories: DirectoryService, root: Node, components: Sequence[bytes]) -> Node | None:
+    """The node at a path below ``root``, or None if nothing is there.
+
+    A component below a file or a symlink is nothing, links are not followed. Raises ``NotFound`` if
+    a Directory on the way is missing in the store.
+    """
+    node: Node | None = root
+    for name in components:
+        if not isinstance(node, DirectoryNode):
+            return None
+        node = get_directory(directories, node.digest).get(name)
+    return node
+
+
+class Children:
+    """The entries of a Directory in order, with the Directories of the subdirectories fetched ahead."""
+
+    def __init__(self, directories: DirectoryService, directory: Directory) -> None:
+        self._directories = directories
+        self._ahead: Iterator[Digest] = (child.digest for _, child in directory.directories())
+        self._fetched: dict[Digest, Directory] = {}
+        self.entries: Iterator[tuple[bytes, Node]] = iter(directory)
+
+    def open(self, node: DirectoryNode) -> Directory:
+        """The Directory of a child. Raises ``NotFound``."""
+        if node.digest not in self._fetched:
+            self._fetched.clear()
+            wanted = [node.digest]
+            # The children come in the order of the entries, so the next ones are those wanted next.
+            wanted += [d for d in islice(self._ahead, _CHILDREN_AT_ONCE) if d != node.digest]
+            self._fetched = self._directories.get_many(wanted)
+        directory = self._fetched.get(node.digest)
+        return directory if directory is not None else get_directory(self._directories, node.digest)
+
+
+Item = TypeVar("Item")
+
+
+def with_contents(
+    blobs: BlobService, items: Iterable[Item], small_file: Callable[[Item], FileNode | None]
+) -> Iterator[tuple[Item, bytes]]:
+    """Pairs each item with the contents of the small file it stands for, or with ``b""``.
+
+    ``small_file`` tells the node of an item that is a file of at most ``WHOLE_FILE_LIMIT`` bytes.
+    Items are consumed ahead, as far as the service's ``read_many`` reads ahead. Raises ``NotFound``
+    and, if a length is not the node's, ``Corrupt``.
+    """
+    ahead: deque[tuple[Item, FileNode | None]] = deque()
+
+    def digests() -> Iterator[Digest]:
+        for item in items:
+            node = small_file(item)
+            ahead.append((item, node))
+            # Whatever is no small file counts as empty, so that contents and items stay in step.
+            yield EMPTY_BLOB if node is None else node.digest
+
+    for contents in blobs.read_many(digests()):
+        item, node = ahead.popleft()
+        if node is not None and node.size != len(contents):
+            raise wrong_length(node, len(contents))
+        yield item, contents
+
+
+def wrong_length(node: FileNode, length: int) -> Corrupt:
+    """The error for a stored blob whose length is not what the node that refers to it says."""
+    return Corrupt(f"blob {format_digest(node.digest)} has {length} bytes, its node says {node.size}")
+
+
+def large_file(blobs: BlobService, node: FileNode, start: int = 0) -> Iterator[bytes]:
+    """The contents of a file from byte ``start``, in pieces of at most ``WHOLE_FILE_LIMIT`` bytes.
+
+    Raises ``NotFound`` and, before anything is yielded, ``Corrupt`` if the length is not the node's.
+    """
+    reader = blobs.open_read(node.digest)
+    if reader is None:
+        raise blob_not_found(node.digest)
+    with reader:
+        if reader.size != node.size:
+            raise wrong_length(node, reader.size)
+        reader.seek(start)
+        while piece := reader.read(WHOLE_FILE_LIMIT):
+            yield piece
+
+
+def _walk(directories: DirectoryService, root: Node) -> Iterator[tuple[bytes, Node] | None]:
+    """Names and nodes, depth first; None is the end of a directory."""
+    yield b"", root
+    if not isinstance(root, DirectoryNode):
+        return
+    stack = [Children(directories, get_directory(directories, root.digest))]
+    while stack:
+        children = stack[-1]
+        for entry in children.entries:
+            yield entry
+            if isinstance(entry[1], DirectoryNode):
+                stack.append(Children(directories, children.open(entry[1])))
+                break
+        else:
+            stack.pop()
+            yield None
+
+
+def _small_file(entry: tuple[bytes, Node] | None) -> FileNode | None:
+    if entry is not None and isinstance(entry[1], FileNode) and entry[1].size <= WHOLE_FILE_LIMIT:
+        return entry[1]
+    return None
+
+
+def tree_events(blobs: BlobService, directories: DirectoryService, root: Node) -> Batches:
+    """A stored tree as events, contents verified; the root's name is empty.
+
+    Raises ``NotFound`` (a blob or Directory is missing) and ``Corrupt`` (also when a blob has another
+    length than its node says, before any of it is emitted).
+    """
+    batch: list[Event] = []
+    size = 0
+    for entry, contents in with_contents(blobs, _walk(directories, root), _small_file):
+        for event in _events(blobs, entry, contents):
+            batch.append(event)
+            if isinstance(event, File):
+                size += len(event.contents)
+            elif isinstance(event, Data):
+                size += len(event.data)
+            if size >= BATCH_BYTES or len(batch) >= BATCH_EVENTS:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _events(blobs: BlobService, entry: tuple[bytes, Node] | None, contents: bytes) -> Iterable[Event]:
+    if entry is None:
+        return (LEAVE_DIRECTORY,)
+    name, node = entry
+    if isinstance(node, DirectoryNode):
+        return (EnterDirectory(name),)
+    if isinstance(node, SymlinkNode):
+        return (Symlink(name, node.target),)
+    if node.size <= WHOLE_FILE_LIMIT:
+        return (File(name, node.executable, contents),)
+    return _large_file_events(blobs, name, node)
+
+
+def _large_file_events(blobs: BlobService, name: bytes, node: FileNode) -> Iterator[Event]:
+    yield BeginFile(name, node.executable, node.size)
+    for piece in large_file(blobs, node):
+        yield Data(piece)
+    yield END_FILE

@@ -1,0 +1,12 @@
+"""Store paths over the castore: path infos, NAR in and out, imports.
+
+path_info.py   the model: PathInfo, validation, the rule of two puts
+wire.py        model and messages
+pathinfos/     PathInfoService, a file a backend
+nar_nodes.py   which tree has which NAR hash
+nar/           rendering NARs from stored trees, taking NARs in
+importer.py    files, folders, archives and NARs to store paths
+export.py      stored trees back to disk
+services.py    addresses to services
+check.py       verification of everything
+"""

@@ -1,0 +1,235 @@
+"""Verification of a whole store: every object re-hashed, and what a damaged one breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from neve.castore.blobs.local import BLOBS
+from neve.castore.digest import Digest, format_digest
+from neve.castore.directories.local import DIRECTORIES
+from neve.castore.directory import Directory
+from neve.castore.node import DirectoryNode, FileNode, Node
+from neve.errors import NeveError
+from neve.nix import base32
+from neve.packstore import check as packs_check
+from neve.packstore.store import check_path
+from neve.registry import parse_address
+from neve.store.nar_nodes import NAR_NODES
+from neve.store.path_info import PathInfo
+from neve.store.pathinfos.local import PATH_INFOS, REFERRERS
+from neve.store.services import Services
+from neve.telemetry import NO_PROGRESS, Progress
+from neve.tree import WHOLE_FILE_LIMIT
+
+TABLES = (BLOBS, DIRECTORIES, PATH_INFOS, NAR_NODES, REFERRERS)
+"""Every table of an embedded store."""
+
+_SHOWN_PATHS = 10
+
+
+@dataclass
+class VerifyReport:
+    """What a verification found: one line for each problem, and one that sums up."""
+
+    problems: list[str] = field(default_factory=list)
+    summary: str = ""
+
+
+def verify_store(
+    services: Services, progress: Progress = NO_PROGRESS, *, nar_hashes: bool = False
+) -> VerifyReport:
+    """Re-hashes all objects and follows every path info to its last blob; changes nothing.
+
+    An embedded store is read pack by pack, anything else from its path infos. With ``nar_hashes``
+    the NAR of each path is rendered too and compared with its path info.
+    """
+    report = VerifyReport()
+    damaged: dict[Digest, str] = {}
+    if services.packs is not None:
+        progress.start(packs_check.pack_bytes(services.packs.path))
+        found = packs_check.verify(services.packs, TABLES, progress.advance)
+        for problem in found.problems:
+            if problem.table in (BLOBS.name, DIRECTORIES.name):
+                damaged[problem.key] = problem.what
+            else:
+                report.problems.append(_describe(problem))
+        objects = ", ".join(f"{count} {name}" for name, count in found.records.items() if count)
+        report.summary = f"read {found.stored_bytes} bytes in {found.frames} frames: {objects or 'nothing'}"
+    paths = _PathCheck(services, damaged, read_blobs=services.packs is None)
+    try:
+        for path_info in services.path_infos:
+            paths.check(path_info)
+            if nar_hashes:
+                _check_nar(services, path_info, report)
+    except NeveError as error:
+        report.problems.append(f"the path infos cannot be read: {error}")
+    report.problems.extend(paths.problems())
+    if services.packs is None:
+        report.summary = f"read everything that {paths.count} store paths refer to"
+    return report
+
+
+def _describe(problem: packs_check.Problem) -> str:
+    if not problem.table:
+        return problem.what
+    if problem.table == PATH_INFOS.name:
+        return f"path info of {base32.encode(problem.key)}: {problem.what}"
+    return f"{problem.table} entry {problem.key.hex()}: {problem.what}"
+
+
+def _check_nar(services: Services, path_info: PathInfo, report: VerifyReport) -> None:
+    if path_info.nar is None:
+        return
+    try:
+        found = services.renderer.hash(path_info.node)
+    except NeveError:
+        return  # what is missing or damaged has been reported already
+    if (found.size, found.sha256) != (path_info.nar.size, path_info.nar.sha256):
+        report.problems.append(f"{path_info.store_path}: its path info states another NAR hash or size")
+
+
+class _PathCheck:
+    """Follows path infos into the store and collects which of them each bad object breaks.
+
+    Keeps for each Directory seen what is bad below it, which mostly is one shared empty set.
+    """
+
+    _NOTHING: frozenset[Digest] = frozenset()
+
+    def __init__(self, services: Services, damaged: dict[Digest, str], *, read_blobs: bool) -> None:
+        self._services = services
+        self._what = dict(damaged)
+        self._read_blobs = read_blobs
+        self._below: dict[Digest, frozenset[Digest]] = {}
+        self._broken: dict[Digest, list[str]] = {digest: [] for digest in damaged}
+        self._kinds: dict[Digest, str] = {}
+        self.count = 0
+
+    def check(self, path_info: PathInfo) -> None:
+        self.count += 1
+        for digest in self._node(path_info.node):
+            self._broken.setdefault(digest, []).append(path_info.store_path.absolute)
+
+    def problems(self) -> Iterator[str]:
+        for digest, paths in self._broken.items():
+            kind = self._kinds.get(digest, "object")
+            shown = ", ".join(paths[:_SHOWN_PATHS])
+            more = f" and {len(paths) - _SHOWN_PATHS} more" if len(paths) > _SHOWN_PATHS else ""
+            breaks = f"; breaks {shown}{more}" if paths else "; breaks no store path"
+            yield f"{kind} {format_digest(digest)}: {self._what[digest]}{breaks}"
+
+    def _note(self, digest: Digest, kind: str, what: str) -> frozenset[Digest]:
+        self._what.setdefault(digest, what)
+        self._kinds.setdefault(digest, kind)
+        return frozenset((digest,))
+
+    def _node(self, node: Node) -> frozenset[Digest]:
+        if isinstance(node, FileNode):
+            return self._files([node])
+        if isinstance(node, DirectoryNode):
+            return self._directory(node.digest)
+        return self._NOTHING
+
+    def _directory(self, root: Digest) -> frozenset[Digest]:
+        """What is bad at or below a Directory; children first, without recursion."""
+        stack: list[tuple[Digest, Directory | None, list[Digest]]] = []
+        self._push(stack, root)
+        while stack:
+            digest, directory, children = stack[-1]
+            while children and children[-1] in self._below:
+                children.pop()
+            if children:
+                self._push(stack, children.pop())
+                continue
+            stack.pop()
+            if directory is not None:
+                self._below[digest] = self._bad_in(digest, directory)
+        return self._below[root]
+
+    def _push(self, stack: list[tuple[Digest, Directory | None, list[Digest]]], digest: Digest) -> None:
+        if digest in self._below:
+            return
+        try:
+            directory = self._services.directories.get(digest)
+            what = "is missing"
+        except NeveError as error:
+            directory, what = None, str(error)
+        if directory is None:
+            self._below[digest] = self._note(digest, "Directory", what)
+        else:
+            stack.append((digest, directory, [child.digest for _, child in directory.directories()]))
+
+    def _bad_in(self, digest: Digest, directory: Directory) -> frozenset[Digest]:
+        bad = self._files([node for _, node in directory if isinstance(node, FileNode)])
+        if digest in self._what:
+            bad |= self._note(digest, "Directory", self._what[digest])
+        for _, child in directory.directories():
+            if below := self._below.get(child.digest, self._NOTHING):
+                bad |= below
+        return bad or self._NOTHING
+
+    def _files(self, nodes: list[FileNode]) -> frozenset[Digest]:
+        blobs = self._services.blobs
+        wanted = list(dict.fromkeys(node.digest for node in nodes))
+        bad = self._NOTHING
+        try:
+            for digest in blobs.missing(wanted):
+                bad |= self._note(digest, "blob", "is missing")
+        except NeveError:
+            # One bad entry hides the rest of the answer: ask one by one.
+            for digest in wanted:
+                bad |= self._one_blob(digest)
+        for node in nodes:
+            if node.digest in bad:
+                continue
+            if node.digest in self._what:
+                bad |= self._note(node.digest, "blob", self._what[node.digest])
+            elif self._read_blobs or node.size > WHOLE_FILE_LIMIT:
+                bad |= self._contents(node)
+        return bad
+
+    def _one_blob(self, digest: Digest) -> frozenset[Digest]:
+        try:
+            return (
+                self._NOTHING
+                if self._services.blobs.has(digest)
+                else self._note(digest, "blob", "is missing")
+            )
+        except NeveError as error:
+            return self._note(digest, "blob", str(error))
+
+    def _contents(self, node: FileNode) -> frozenset[Digest]:
+        """Checks the chunks of a large blob, or reads it where nothing was re-hashed before."""
+        blobs = self._services.blobs
+        try:
+            if self._read_blobs:
+                size = sum(map(len, blobs.stream(node.digest)))
+            else:
+                chunks = blobs.chunks(node.digest) or []
+                size = sum(chunk.size for chunk in chunks)
+                missing = blobs.missing([chunk.digest for chunk in chunks])
+                for chunk in chunks:
+                    if chunk.digest in self._what or chunk.digest in missing:
+                        state = "is damaged" if chunk.digest in self._what else "is missing"
+                        return self._note(
+                            node.digest, "blob", f"its chunk {format_digest(chunk.digest)} {state}"
+                        )
+        except NeveError as error:
+            return self._note(node.digest, "blob", str(error))
+        if size != node.size:
+            return self._note(node.digest, "blob", f"has {size} bytes, its node says {node.size}")
+        return self._NOTHING
+
+
+def rebuild_index(url: str, progress: Progress = NO_PROGRESS) -> packs_check.Rebuilt:
+    """Rebuilds the index of the embedded store at an address from its packs.
+
+    No process may have the store open. Raises ``InvalidRequest`` for an address of another kind.
+    """
+    address = parse_address(url)
+    if address.scheme != "local" or not address.path:
+        raise address.refuse("only an embedded store (local:///folder) has an index to rebuild")
+    path = check_path(address.path)
+    progress.start(packs_check.pack_bytes(path))
+    return packs_check.rebuild_index(path, TABLES, progress.advance)

@@ -1,0 +1,229 @@
+"""Stored trees back to disk: whole or not at all.
+
+The tree is made under a temporary name beside its destination, synced, and renamed when it is
+complete. Permissions are those that Nix gives (0444, 0555); every mtime is one second after the epoch.
+
+Everything is created relative to its directory's descriptor, so paths may be longer than PATH_MAX,
+and only a bounded number of descriptors is open however deep the tree is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Self
+
+from neve.castore.ingest.filesystem import show_path
+from neve.castore.node import Node
+from neve.castore.traverse import tree_events
+from neve.errors import Conflict, DiskFull, NeveError, NotFound, PermissionDenied, Unavailable
+from neve.store.services import Services
+from neve.telemetry import NO_PROGRESS, Progress
+from neve.tree import BeginFile, Data, EndFile, EnterDirectory, Event, File, LeaveDirectory, Symlink
+
+_MTIME_NS = (1_000_000_000, 1_000_000_000)
+_RENAME_NOREPLACE = 1
+_MAX_OPEN_DIRECTORIES = 64
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def export_tree(
+    services: Services, root: Node, destination: bytes, *, progress: Progress = NO_PROGRESS
+) -> None:
+    """Writes the tree of ``root`` to ``destination``, which must not exist.
+
+    Raises ``Conflict`` if it does, ``DiskFull``, ``PermissionDenied``, ``NotFound``, and what reading
+    the store raises; then nothing is left behind.
+    """
+    head, _, name = destination.rstrip(b"/").rpartition(b"/")
+    shown = show_path(destination)
+    if not name or name in (b".", b".."):
+        raise Conflict(f"cannot export to {shown}: it exists; name something new")
+    with _errors(shown):
+        parent = os.open(
+            head or (b"/" if destination.startswith(b"/") else b"."), os.O_RDONLY | os.O_DIRECTORY
+        )
+        try:
+            if _exists(parent, name):
+                raise Conflict(f"cannot export to {shown}: it exists; name something new")
+            temporary = b".neve-export-%d-%s" % (os.getpid(), os.urandom(4).hex().encode())
+            try:
+                with _Materializer(parent, temporary) as materializer:
+                    for batch in tree_events(services.blobs, services.directories, root):
+                        materializer.feed(batch)
+                        progress.advance(sum(len(e.contents) for e in batch if type(e) is File))
+                _sync_and_rename(parent, temporary, name, shown)
+            except BaseException:
+                remove_tree(parent, temporary)
+                raise
+        finally:
+            os.close(parent)
+
+
+@contextlib.contextmanager
+def _errors(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except NeveError:
+        raise
+    except OSError as error:
+        raise _translated(error, f"cannot export to {shown}") from error
+
+
+def _translated(error: OSError, what: str) -> NeveError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"{what}: disk full; free some space and try again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionDenied(f"{what}: {reason}")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotFound(f"{what}: the folder around it does not exist")
+    return Unavailable(f"{what}: {reason}")
+
+
+def _exists(parent: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class _Level(NamedTuple):
+    fd: list[int]  # of one element; -1 while closed to save descriptors
+
+
+class _Materializer:
+    """A sink that creates what it is told under ``name`` in the directory ``parent``."""
+
+    def __init__(self, parent: int, name: bytes) -> None:
+        self._parent = parent
+        self._name = name
+        self._levels: list[_Level] = []
+        self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in [self._file, *[level.fd[0] for level in self._levels]]:
+            if fd >= 0:
+                os.close(fd)
+
+    def feed(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, File):
+                self._begin(event.name, event.executable)
+                self._write(event.contents)
+                self._end()
+            elif isinstance(event, Data):
+                self._write(event.data)
+            elif isinstance(event, EnterDirectory):
+                self._enter(event.name)
+            elif isinstance(event, LeaveDirectory):
+                self._leave()
+            elif isinstance(event, Symlink):
+                name, dir_fd = self._place(event.name)
+                os.symlink(event.target, name, dir_fd=dir_fd)
+                os.utime(name, ns=_MTIME_NS, dir_fd=dir_fd, follow_symlinks=False)
+            elif isinstance(event, BeginFile):
+                self._begin(event.name, event.executable)
+            elif isinstance(event, EndFile):
+                self._end()
+
+    def _place(self, name: bytes) -> tuple[bytes, int]:
+        return (name, self._levels[-1].fd[0]) if self._levels else (self._name, self._parent)
+
+    def _begin(self, name: bytes, executable: bool) -> None:
+        place, dir_fd = self._place(name)
+        self._file = os.open(place, _CREATE, 0o555 if executable else 0o444, dir_fd=dir_fd)
+        os.fchmod(self._file, 0o555 if executable else 0o444)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+
+    def _end(self) -> None:
+        os.utime(self._file, ns=_MTIME_NS)
+        os.close(self._file)
+        self._file = -1
+
+    def _enter(self, name: bytes) -> None:
+        place, dir_fd = self._place(name)
+        os.mkdir(place, 0o700, dir_fd=dir_fd)
+        self._levels.append(_Level([os.open(place, _OPEN_DIRECTORY, dir_fd=dir_fd)]))
+        if len(self._levels) > _MAX_OPEN_DIRECTORIES:
+            shallow = self._levels[-_MAX_OPEN_DIRECTORIES - 1].fd
+            if shallow[0] >= 0:
+                os.close(shallow[0])
+                shallow[0] = -1
+
+    def _leave(self) -> None:
+        fd = self._levels.pop().fd[0]
+        try:
+            if self._levels and self._levels[-1].fd[0] < 0:
+                self._levels[-1].fd[0] = os.open(b"..", _OPEN_DIRECTORY, dir_fd=fd)
+            os.fchmod(fd, 0o555)
+            os.utime(fd, ns=_MTIME_NS)
+        finally:
+            os.close(fd)
+
+
+def _sync_and_rename(parent: int, temporary: bytes, name: bytes, shown: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(parent) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if (
+        not hasattr(libc, "renameat2")
+        or libc.renameat2(parent, temporary, parent, name, _RENAME_NOREPLACE) != 0
+    ):
+        code = ctypes.get_errno()
+        if code == errno.EEXIST or _exists(parent, name):
+            raise Conflict(f"cannot export to {shown}: it exists; name something new")
+        if code not in (0, errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code))
+        # No such call on this file system; nothing was there a moment ago.
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    os.fsync(parent)
+
+
+def remove_tree(parent: int, name: bytes) -> None:
+    """Removes ``name`` in the directory ``parent`` with all below it, however deep; errors are ignored."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=parent)
+            return
+        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+        names: list[bytes] = []
+        try:
+            while True:
+                inner = _empty(fd)
+                if inner is None and not names:
+                    break
+                following = os.open(b".." if inner is None else inner, _OPEN_DIRECTORY, dir_fd=fd)
+                os.close(fd)
+                fd = following
+                if inner is None:
+                    os.rmdir(names.pop(), dir_fd=fd)
+                else:
+                    names.append(inner)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=parent)
+
+
+def _empty(fd: int) -> bytes | None:
+    """Unlinks everything in a directory but directories; returns the name of one of those, if any."""
+    os.fchmod(fd, 0o700)
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                return os.fsencode(entry.name)
+            os.unlink(entry.name, dir_fd=fd)
+    return None

@@ -1,0 +1,95 @@
+"""Taking NARs in: bytes to blobs, Directories and a root node, hashed and checked on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Self
+
+from neve.castore.blobs.base import BlobService
+from neve.castore.directories.base import DirectoryService
+from neve.castore.directory import SizeRule
+from neve.castore.ingest.entries import Ingester
+from neve.castore.node import Node
+from neve.errors import InvalidRequest
+from neve.nix.nar.reader import NarReader
+from neve.store.nar_nodes import Nar
+
+_QUEUED_PIECES = 4
+
+
+class NarMismatch(InvalidRequest):
+    """A NAR is not the one that was promised: another hash or size."""
+
+
+def ingest_nar(
+    pieces: Iterable[bytes],
+    blobs: BlobService,
+    directories: DirectoryService,
+    *,
+    expected: Nar | None = None,
+    size_rule: SizeRule = SizeRule.EXACT,
+) -> tuple[Node, Nar]:
+    """Stores the tree of a NAR that comes in pieces; returns its root node, size and sha256.
+
+    With ``expected``, raises ``NarMismatch`` when size or hash differ: before the Directories become
+    visible, and as soon as more bytes come than it should have. Raises ``NarError`` for malformed
+    archives.
+    """
+    reader = NarReader()
+    with Ingester(blobs, directories, size_rule=size_rule) as ingester, _Hasher() as hasher:
+        for piece in pieces:
+            hasher.update(piece)
+            if expected is not None and hasher.size > expected.size:
+                raise NarMismatch(f"the NAR is longer than the {expected.size} bytes it should have")
+            ingester.feed(reader.feed(piece))
+        reader.close()
+        nar = hasher.result()
+        if expected is not None and nar != expected:
+            raise NarMismatch(
+                f"the NAR has {nar.size} bytes and sha256 {nar.sha256.hex()}, "
+                f"expected {expected.size} bytes and {expected.sha256.hex()}"
+            )
+        return ingester.finish(), nar
+
+
+class _Hasher:
+    """sha256 in a thread of its own, beside the parsing."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUED_PIECES)
+        self._thread = threading.Thread(target=self._run, name="neve-nar-hash", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (piece := self._queue.get()) is not None:
+            self._hash.update(piece)
+
+    def update(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self._queue.put(piece)
+
+    def result(self) -> Nar:
+        self._stop()
+        return Nar(self.size, self._hash.digest())
+
+    def _stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+
+def read_pieces(file: BinaryIO, size: int = 1024 * 1024) -> Iterator[bytes]:
+    """The rest of a binary file in pieces."""
+    while piece := file.read(size):
+        yield piece

@@ -1,0 +1,121 @@
+"""NarNodes: which stored tree has which NAR, in both directions.
+
+From the sha256 of a NAR (or of a compressed file that holds one) to the tree, so that the same NAR is
+not fetched or taken in twice; and from a tree to its NAR's hash and size, so that it is computed once.
+Both are facts about contents: an entry never changes.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from neve.castore.digest import b3_digest
+from neve.castore.node import Node
+from neve.errors import Corrupt, InvalidRequest
+from neve.packstore.frames import Record
+from neve.packstore.store import PackStore, Table
+from neve.store.wire import decode_node, encode_node
+
+NAR_NODES = Table(4, "nar-nodes")
+
+_BY_HASH, _BY_NODE = b"h", b"n"
+_TAG = 1
+_SIZE = struct.Struct("<Q")
+
+
+class Nar(NamedTuple):
+    """Size in bytes and sha256 (32 bytes) of a NAR."""
+
+    size: int
+    sha256: bytes
+
+
+class NarNodes(ABC):
+    """The map. Thread-safe; an entry is durable when ``put`` returns."""
+
+    @abstractmethod
+    def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
+        """Remembers the NAR of ``node``, which the caller has computed itself; ``file_sha256`` is the
+        hash of a compressed file that holds it."""
+
+    @abstractmethod
+    def node(self, sha256: bytes) -> tuple[Node, int] | None:
+        """The tree of the NAR (or file) with this sha256, and the NAR's size in bytes."""
+
+    @abstractmethod
+    def nar(self, node: Node) -> Nar | None:
+        """The NAR of this tree, if it is known."""
+
+    def close(self) -> None:
+        """Lets go of files and connections. Can be called again."""
+        return
+
+
+class MemoryNarNodes(NarNodes):
+    """Holds the map for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[bytes, tuple[Node, int]] = {}
+        self._nars: dict[Node, Nar] = {}
+        self._lock = threading.Lock()
+
+    def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
+        with self._lock:
+            self._nars[node] = nar
+            for sha256 in (nar.sha256, file_sha256):
+                if sha256 is not None:
+                    self._nodes[_check_hash(sha256)] = node, nar.size
+
+    def node(self, sha256: bytes) -> tuple[Node, int] | None:
+        return self._nodes.get(_check_hash(sha256))
+
+    def nar(self, node: Node) -> Nar | None:
+        return self._nars.get(node)
+
+
+class LocalNarNodes(NarNodes):
+    """The map in the embedded store. Owns one use of ``store``."""
+
+    def __init__(self, store: PackStore) -> None:
+        self._store = store
+        self._closed = False
+
+    def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
+        encoded = encode_node(node)
+        records = [Record(_TAG, _BY_NODE + b3_digest(encoded), _SIZE.pack(nar.size) + nar.sha256)]
+        for sha256 in (nar.sha256, file_sha256):
+            if sha256 is not None:
+                records.append(Record(_TAG, _BY_HASH + _check_hash(sha256), _SIZE.pack(nar.size) + encoded))
+        absent = set(self._store.missing(NAR_NODES, [record.key for record in records]))
+        if not absent:
+            return
+        epoch = self._store.writer.epoch
+        self._store.stage(NAR_NODES, [record for record in records if record.key in absent])
+        self._store.writer.commit(epoch)
+
+    def node(self, sha256: bytes) -> tuple[Node, int] | None:
+        data = self._store.get(NAR_NODES, _BY_HASH + _check_hash(sha256))
+        if data is None:
+            return None
+        try:
+            return decode_node(data[_SIZE.size :])[1], _SIZE.unpack_from(data)[0]
+        except InvalidRequest as error:
+            raise Corrupt(f"the stored tree of NAR {sha256.hex()} is invalid: {error}") from error
+
+    def nar(self, node: Node) -> Nar | None:
+        data = self._store.get(NAR_NODES, _BY_NODE + b3_digest(encode_node(node)))
+        return None if data is None else Nar(_SIZE.unpack_from(data)[0], data[_SIZE.size :])
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._store.close()
+
+
+def _check_hash(sha256: bytes) -> bytes:
+    if len(sha256) != 32:
+        raise InvalidRequest(f"NAR hash has {len(sha256)} bytes, must have 32")
+    return sha256

@@ -1,0 +1,75 @@
+"""The interface of path info services. Synchronous and thread-safe."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+from neve.errors import InvalidRequest, NotFound, Unsupported
+from neve.nix import base32
+from neve.nix.signing import Signature
+from neve.nix.store_path import DIGEST_SIZE
+from neve.store.path_info import PathInfo
+
+_PAGE = 1000
+
+
+class PathInfoService(ABC):
+    """Keeps path infos by the digest of their store path (20 bytes).
+
+    Failures are errors of ``neve.errors``; None means "not there".
+    """
+
+    @abstractmethod
+    def get(self, digest: bytes) -> PathInfo | None:
+        """The path info of the store path with this digest. ``InvalidRequest`` if it has not 20 bytes."""
+
+    @abstractmethod
+    def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
+        """Stores a path info, durable on return; returns what is stored.
+
+        If the path is there with the same node and NAR hash, the signatures are united; anything
+        else is a ``Conflict``, unless ``replace``.
+        """
+
+    def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
+        """Up to ``limit`` path infos with digests above ``after``, ascending. May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot list path infos")
+
+    def __iter__(self) -> Iterator[PathInfo]:
+        """All path infos, a page at a time. May be ``Unsupported``."""
+        after = b""
+        while page := self.list(after):
+            yield from page
+            after = page[-1].digest
+
+    def delete_many(self, digests: Sequence[bytes]) -> int:
+        """Deletes path infos; returns how many were there. May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot delete path infos")
+
+    def add_signatures(self, digest: bytes, signatures: Sequence[Signature]) -> PathInfo:
+        """Adds signatures to a stored path info; returns it. Raises ``NotFound``."""
+        stored = self.get(digest)
+        if stored is None:
+            raise path_not_found(digest)
+        return self.put(stored.with_signatures(signatures))
+
+    def referrers(self, digest: bytes) -> Sequence[bytes]:
+        """Digests of the stored paths that refer to this one (itself, if it does). May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot tell referrers")
+
+    def close(self) -> None:
+        """Lets go of files and connections. Can be called again."""
+        return
+
+
+def check_path_digest(digest: bytes) -> bytes:
+    """Returns ``digest`` if it has 20 bytes, else raises ``InvalidRequest`` with the length it has."""
+    if len(digest) != DIGEST_SIZE:
+        raise InvalidRequest(f"store path digest has {len(digest)} bytes, must have {DIGEST_SIZE}")
+    return digest
+
+
+def path_not_found(digest: bytes) -> NotFound:
+    """The error for a store path that must be there and is not."""
+    return NotFound(f"the store has no path with the digest {base32.encode(digest)}")

@@ -1,0 +1,105 @@
+"""Path infos in the embedded store, with a second table that tells who refers to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from neve.errors import Corrupt
+from neve.nix import base32
+from neve.packstore.address import open_address
+from neve.packstore.frames import Record
+from neve.packstore.store import PackStore, Table, TableTransaction
+from neve.registry import Address
+from neve.store.path_info import InvalidPathInfo, PathInfo, united
+from neve.store.pathinfos.base import PathInfoService, check_path_digest
+from neve.store.wire import decode_path_info, encode_path_info
+
+PATH_INFOS = Table(3, "pathinfos")
+REFERRERS = Table(5, "referrers")
+"""Keys are the digest referred to and the digest that refers, 40 bytes; there is no data."""
+
+_TAG = 1
+_PAGE = 1000
+
+
+class LocalPathInfoService(PathInfoService):
+    """Path infos of one embedded store. Owns one use of ``store``."""
+
+    def __init__(self, store: PackStore) -> None:
+        self._store = store
+        self._closed = False
+
+    def get(self, digest: bytes) -> PathInfo | None:
+        data = self._store.get(PATH_INFOS, check_path_digest(digest))
+        return None if data is None else _decode(digest, data)
+
+    def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
+        found = None if replace else self.get(path_info.digest)
+        if found is not None and united(found, path_info) == found:
+            return found
+
+        def change(transaction: TableTransaction) -> PathInfo:
+            data = transaction.get(PATH_INFOS, path_info.digest)
+            stored = None if data is None else _decode(path_info.digest, data)
+            result = united(None if replace else stored, path_info)
+            if result != stored:
+                if stored is not None and stored.references != result.references:
+                    _forget_references(transaction, stored)
+                record = Record(_TAG, result.digest, encode_path_info(result))
+                transaction.put(PATH_INFOS, record)
+                for reference in set(result.references):
+                    transaction.put(REFERRERS, Record(_TAG, reference + result.digest, b""))
+            return result
+
+        return self._store.update(change)
+
+    def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
+        page = self._store.page(PATH_INFOS, after, limit)
+        return [_decode(key, self._store.read(PATH_INFOS, key, location)) for key, location in page]
+
+    def delete_many(self, digests: Sequence[bytes]) -> int:
+        for digest in digests:
+            check_path_digest(digest)
+
+        def change(transaction: TableTransaction) -> int:
+            count = 0
+            for digest in digests:
+                if (data := transaction.get(PATH_INFOS, digest)) is not None:
+                    _forget_references(transaction, _decode(digest, data))
+                    count += transaction.delete(PATH_INFOS, digest)
+            return count
+
+        return self._store.update(change)
+
+    def referrers(self, digest: bytes) -> Sequence[bytes]:
+        result: list[bytes] = []
+        after = check_path_digest(digest)
+        while page := self._store.page(REFERRERS, after, _PAGE):
+            for key, _ in page:
+                if not key.startswith(digest):
+                    return result
+                result.append(key[len(digest) :])
+            after = page[-1][0]
+        return result
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._store.close()
+
+
+def _forget_references(transaction: TableTransaction, path_info: PathInfo) -> None:
+    for reference in set(path_info.references):
+        transaction.delete(REFERRERS, reference + path_info.digest)
+
+
+def _decode(digest: bytes, data: bytes) -> PathInfo:
+    try:
+        return decode_path_info(data)
+    except InvalidPathInfo as error:
+        raise Corrupt(f"the stored path info of {base32.encode(digest)} is invalid: {error}") from error
+
+
+def open_local(address: Address) -> LocalPathInfoService:
+    """``local:///folder``"""
+    return LocalPathInfoService(open_address(address))

@@ -1,0 +1,52 @@
+"""Path infos in a dict: for tests, and as a near cache."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from neve.registry import Address
+from neve.store.path_info import PathInfo, united
+from neve.store.pathinfos.base import PathInfoService, check_path_digest
+
+
+class MemoryPathInfoService(PathInfoService):
+    """Holds every path info for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._path_infos: dict[bytes, PathInfo] = {}
+        self._lock = threading.Lock()
+
+    def get(self, digest: bytes) -> PathInfo | None:
+        return self._path_infos.get(check_path_digest(digest))
+
+    def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
+        with self._lock:
+            stored = None if replace else self._path_infos.get(path_info.digest)
+            result = united(stored, path_info)
+            self._path_infos[path_info.digest] = result
+            return result
+
+    def list(self, after: bytes = b"", limit: int = 1000) -> Sequence[PathInfo]:
+        with self._lock:
+            digests = sorted(self._path_infos)
+            start = bisect_right(digests, after)
+            return [self._path_infos[digest] for digest in digests[start : start + limit]]
+
+    def delete_many(self, digests: Sequence[bytes]) -> int:
+        with self._lock:
+            return sum(self._path_infos.pop(check_path_digest(d), None) is not None for d in digests)
+
+    def referrers(self, digest: bytes) -> Sequence[bytes]:
+        check_path_digest(digest)
+        with self._lock:
+            return sorted(d for d, info in self._path_infos.items() if digest in info.references)
+
+
+def open_memory(address: Address) -> MemoryPathInfoService:
+    """``memory://``"""
+    address.check_parameters()
+    if address.host or address.path:
+        raise address.refuse("memory:// takes neither host nor path")
+    return MemoryPathInfoService()

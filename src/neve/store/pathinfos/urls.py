@@ -1,0 +1,14 @@
+"""Addresses of path info services."""
+
+from __future__ import annotations
+
+from neve.registry import Schemes
+from neve.store.pathinfos.base import PathInfoService
+
+PATH_INFO_SERVICES: Schemes[PathInfoService] = Schemes(
+    "path info service",
+    {
+        "memory": "neve.store.pathinfos.memory:open_memory",
+        "local": "neve.store.pathinfos.local:open_local",
+    },
+)

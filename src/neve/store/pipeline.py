@@ -1,0 +1,76 @@
+"""Running several sinks over one pass of a producer, each in a thread of its own.
+
+The stages spend their time in C without the interpreter lock (read, hash, compress), so threads
+help although the work between is Python.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from neve.tree import Event, Sink
+
+_QUEUED_BATCHES = 4
+"""Batches that may wait for a sink: bounds memory at a few MiB."""
+
+
+class SinkThread:
+    """A sink that is fed through a bounded queue by a thread of its own.
+
+    Leaving the ``with`` block ends the thread; ``finish`` waits until the sink has seen everything.
+    """
+
+    def __init__(self, sink: Sink, name: str) -> None:
+        self._sink = sink
+        self._queue: queue.Queue[Sequence[Event] | None] = queue.Queue(_QUEUED_BATCHES)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            if self._error is None:
+                try:
+                    self._sink.feed(batch)
+                except BaseException as error:
+                    # Kept for the feeding thread; the queue is drained so that it never blocks.
+                    self._error = error
+
+    def feed(self, events: Sequence[Event]) -> None:
+        """Raises what the sink raised for an earlier batch."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put(events)
+
+    def finish(self) -> None:
+        """Returns when the sink has seen all batches. Raises what the sink raised."""
+        self._stop()
+        if self._error is not None:
+            raise self._error
+
+    def _stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+
+def feed_all(batches: Iterable[Sequence[Event]], here: Sink, *others: SinkThread) -> None:
+    """Feeds every batch to all sinks: ``others`` in their threads, ``here`` in this one."""
+    for batch in batches:
+        for other in others:
+            other.feed(batch)
+        here.feed(batch)
+    for other in others:
+        other.finish()

@@ -1,0 +1,101 @@
+"""All services of one store, made from addresses."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+from neve.castore.blobs.base import BlobService
+from neve.castore.blobs.urls import BLOB_SERVICES
+from neve.castore.directories.base import DirectoryService
+from neve.castore.directories.urls import DIRECTORY_SERVICES
+from neve.castore.directory import SizeRule
+from neve.errors import InvalidRequest
+from neve.packstore.address import SIZE_RULE_SETTING, open_address, temporary_folder
+from neve.packstore.store import PackStore
+from neve.registry import parse_address
+from neve.store.nar.render import NarCalculation, NarRenderer, RenderingNarCalculation
+from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes, NarNodes
+from neve.store.pathinfos.base import PathInfoService
+from neve.store.pathinfos.urls import PATH_INFO_SERVICES
+
+
+@dataclass
+class Services:
+    """What a store consists of. ``close`` closes all of it."""
+
+    blobs: BlobService
+    directories: DirectoryService
+    path_infos: PathInfoService
+    nar_nodes: NarNodes
+    size_rule: SizeRule = SizeRule.EXACT
+    packs: PackStore | None = None
+    """The embedded store behind the services, if all of them lie in one."""
+    renderer: NarRenderer = field(init=False)
+    nar_calculation: NarCalculation = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.renderer = NarRenderer(self.blobs, self.directories)
+        self.nar_calculation = RenderingNarCalculation(self.renderer, self.nar_nodes)
+
+    def close(self) -> None:
+        for service in (self.path_infos, self.nar_nodes, self.directories, self.blobs):
+            service.close()
+        if self.packs is not None:
+            self.packs.close()
+            self.packs = None
+
+
+def open_services(
+    url: str | None = None,
+    *,
+    blob_service: str | None = None,
+    directory_service: str | None = None,
+    path_info_service: str | None = None,
+) -> Services:
+    """Opens the services at ``url``; each of the others overrides one service.
+
+    Raises ``InvalidRequest`` for an address that is none, and what the backends raise.
+    """
+    if url is not None:
+        url = _pin_temporary(url)
+    addresses = [a or url for a in (blob_service, directory_service, path_info_service)]
+    if None in addresses:
+        raise InvalidRequest("name a store, or the address of each of the three services")
+    blobs_url, directories_url, path_infos_url = [str(a) for a in addresses]
+    with contextlib.ExitStack() as opened:
+        blobs = BLOB_SERVICES.open(blobs_url)
+        opened.callback(blobs.close)
+        directories = DIRECTORY_SERVICES.open(directories_url)
+        opened.callback(directories.close)
+        path_infos = PATH_INFO_SERVICES.open(path_infos_url)
+        opened.callback(path_infos.close)
+        # The map of NARs lies beside the path infos.
+        nar_nodes, settings = _nar_nodes(path_infos_url)
+        opened.callback(nar_nodes.close)
+        packs = None
+        if blobs_url == directories_url == path_infos_url and _is_local(blobs_url):
+            packs = open_address(parse_address(blobs_url))
+        rule = SizeRule(settings.get(SIZE_RULE_SETTING, SizeRule.EXACT.value))
+        opened.pop_all()
+        return Services(blobs, directories, path_infos, nar_nodes, rule, packs)
+
+
+def _is_local(url: str) -> bool:
+    return parse_address(url).scheme == "local"
+
+
+def _pin_temporary(url: str) -> str:
+    """``local://`` names a new folder each time: all services of one store must get the same."""
+    address = parse_address(url)
+    if address.scheme == "local" and not address.host and not address.path:
+        query = url.partition("?")[2]
+        return f"local://{temporary_folder()}" + (f"?{query}" if query else "")
+    return url
+
+
+def _nar_nodes(path_infos_url: str) -> tuple[NarNodes, dict[str, str]]:
+    if not _is_local(path_infos_url):
+        return MemoryNarNodes(), {}
+    store = open_address(parse_address(path_infos_url))
+    return LocalNarNodes(store), store.settings
