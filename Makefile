@@ -1,7 +1,6 @@
 # make demo and make test set everything up by themselves; make help lists the rest.
 
 SHELL := /bin/bash
-MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -16,7 +15,7 @@ TESTS ?= tests
 PYTEST_OPTIONS ?= -n 2
 
 # What a test needs of the system, as Debian's packages; tests/conftest.py skips tests without it.
-SYSTEM_PACKAGES := fuse3 nix-bin strace
+SYSTEM_PACKAGES := nix-bin strace
 
 INSTALLED := $(VENV)/.installed
 
@@ -52,7 +51,8 @@ test-system-deps:  ## as root, on Debian: install what else the tests need
 		dpkg-query --show --showformat='$${Status}' $$package 2>/dev/null | grep -q '^install ok installed' \
 			|| echo $$package; done); \
 	if [ -z "$$missing" ]; then echo "All there: $(SYSTEM_PACKAGES)"; exit 0; fi; \
-	if [ "$$(id -u)" != 0 ]; then echo "Missing:" $$missing "(install them as root)" >&2; exit 1; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "Missing, to be installed as root on Debian:" $$missing >&2; exit 1; fi; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update && apt-get install --yes --no-install-recommends $$missing
 
@@ -66,4 +66,4 @@ bench: setup  ## run every benchmark
 clean:  ## remove the environment, the demo's store and all caches
 	rm -rf .venv demo-store build src/*.egg-info
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find benchmarks scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -14,7 +16,7 @@ from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
 from neve.castore.path import parse_path
 from neve.castore.traverse import descend, get_directory, wrong_length
-from neve.errors import InvalidRequest, NotFound, Unsupported
+from neve.errors import InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable, Unsupported
 from neve.nix.store_path import STORE_DIR, StorePath
 from neve.store.importer import ImportOptions, import_path
 from neve.store.path_info import PathInfo
@@ -88,10 +90,16 @@ class Store:
         node = self.existing_node(path)
         if not isinstance(node, FileNode):
             raise Unsupported(f"{_shown(path)} is {_kind(node)}, not a file")
+        return self.open_node(node)
+
+    def open_node(self, node: FileNode) -> BlobReader:
+        """A seekable reader of the contents of a file. Raises ``NotFound`` and, if their length is not
+        the node's, ``Corrupt``."""
         reader = self.blobs.open_read(node.digest)
         if reader is None:
             raise blob_not_found(node.digest)
         if reader.size != node.size:
+            reader.close()
             raise wrong_length(node, reader.size)
         return reader
 
@@ -144,7 +152,10 @@ def split_path(path: str | bytes | StorePath) -> tuple[StorePath, tuple[bytes, .
     """A store path and the components below it, from an absolute path or one relative to the store."""
     if isinstance(path, StorePath):
         return path, ()
-    raw = os.fsencode(path)
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"path {path!r} stands for no bytes: {error}") from error
     if not raw.startswith(b"/"):
         raw = os.fsencode(STORE_DIR) + b"/" + raw
     store_path, rest = StorePath.parse_with_rest(raw)
@@ -177,11 +188,11 @@ class StoreIO:
 
     def _in_store(self, path: str | os.PathLike[str]) -> tuple[PathInfo, tuple[bytes, ...]] | None:
         """The path info and the components below it, if the store has the path."""
-        text = os.path.normpath(os.fspath(path))
-        if not text.startswith(STORE_DIR + "/"):
+        normalized = _normalized(path)
+        if not normalized.startswith(STORE_DIR + "/"):
             return None
         try:
-            return self._store.resolve(text)
+            return self._store.resolve(normalized)
         except (NotFound, InvalidRequest):
             return None
 
@@ -196,19 +207,15 @@ class StoreIO:
         return os.path.lexists(path) if node is False else node is not None
 
     def open(self, path: str | os.PathLike[str]) -> io.RawIOBase:
-        """A binary reader. Raises ``NotFound``, ``Unsupported`` (no file)."""
+        """A binary reader. Raises ``NotFound``, ``Unsupported`` (no file), ``PermissionDenied``."""
         if self._node(path) is not False:
-            return self._store.open(os.path.normpath(os.fspath(path)))
-        try:
+            return self._store.open(_normalized(path))
+        with _disk_errors("read", path):
             return open(path, "rb", buffering=0)
-        except IsADirectoryError:
-            raise Unsupported(f"{path} is a directory, not a file") from None
-        except OSError as error:
-            raise NotFound(f"cannot read {path}: {error.strerror}") from error
 
     def read_bytes(self, path: str | os.PathLike[str]) -> bytes:
         """The contents of a file. Raises like ``open``."""
-        with self.open(path) as file:
+        with self.open(path) as file, _disk_errors("read", path):
             return file.read() or b""
 
     def read_to_string(self, path: str | os.PathLike[str]) -> str:
@@ -221,15 +228,10 @@ class StoreIO:
     def read_dir(self, path: str | os.PathLike[str]) -> Mapping[bytes, str]:
         """Name to ``regular``, ``directory`` or ``symlink``. Raises ``NotFound``, ``Unsupported``."""
         if self._node(path) is not False:
-            directory = self._store.list_dir(os.path.normpath(os.fspath(path)))
+            directory = self._store.list_dir(_normalized(path))
             return {name: _TYPES[type(node)] for name, node in directory}
-        try:
-            with os.scandir(path) as entries:
-                return {os.fsencode(entry.name): _entry_type(entry) for entry in entries}
-        except NotADirectoryError:
-            raise Unsupported(f"{path} is not a directory") from None
-        except OSError as error:
-            raise NotFound(f"cannot list {path}: {error.strerror}") from error
+        with _disk_errors("list", path), os.scandir(path) as entries:
+            return {os.fsencode(entry.name): _entry_type(entry) for entry in entries}
 
     def import_path(self, path: str | os.PathLike[str]) -> str:
         """Imports a path from disk; the absolute store path."""
@@ -237,6 +239,32 @@ class StoreIO:
 
 
 _TYPES: dict[type, str] = {FileNode: "regular", DirectoryNode: "directory", SymlinkNode: "symlink"}
+
+
+def _normalized(path: str | os.PathLike[str]) -> str:
+    """The path without ``.``, ``..`` and repeated slashes, as an evaluator writes it: lexically."""
+    text = os.path.normpath(os.fspath(path))
+    return text[1:] if text.startswith("//") else text
+
+
+@contextlib.contextmanager
+def _disk_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Translates what the operating system raises in the block."""
+    try:
+        yield
+    except ValueError as error:  # A NUL byte, or text that stands for no bytes.
+        raise InvalidRequest(f"cannot {verb} {path!r}: {error}") from error
+    except OSError as error:
+        kind: type[NeveError] = Unavailable
+        if isinstance(error, IsADirectoryError) or (
+            isinstance(error, NotADirectoryError) and os.path.lexists(path)
+        ):
+            kind = Unsupported
+        elif error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            kind = NotFound
+        elif isinstance(error, PermissionError):
+            kind = PermissionDenied
+        raise kind(f"cannot {verb} {path}: {error.strerror}") from error
 
 
 def _entry_type(entry: os.DirEntry[str]) -> str:

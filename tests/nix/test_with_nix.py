@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,10 +14,7 @@ from neve.nix.narinfo import NarInfo
 from neve.nix.signing import SecretKey
 from neve.nix.store_path import StorePath, fixed_output_path, source_path
 
-pytestmark = [
-    pytest.mark.nix,
-    pytest.mark.skipif(shutil.which("nix-store") is None, reason="Nix is not installed"),
-]
+pytestmark = pytest.mark.nix
 
 
 def run(*command: str, cwd: Path | None = None) -> str:

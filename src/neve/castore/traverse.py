@@ -29,7 +29,9 @@ from neve.tree import (
 )
 
 _CHILDREN_AT_ONCE = 64
-"""Child Directories that are fetched together: bounds what one level of a walk holds."""
+_NODES_AHEAD = 16 * 1024
+"""Child Directories that are fetched together, by count and by all that is below them: bounds what one
+level of a walk holds to some megabytes, or to one Directory if that alone has more."""
 
 
 def get_directory(directories: DirectoryService, digest: Digest) -> Directory:
@@ -59,7 +61,7 @@ class Children:
 
     def __init__(self, directories: DirectoryService, directory: Directory) -> None:
         self._directories = directories
-        self._ahead: Iterator[Digest] = (child.digest for _, child in directory.directories())
+        self._ahead: Iterator[DirectoryNode] = (child for _, child in directory.directories())
         self._fetched: dict[Digest, Directory] = {}
         self.entries: Iterator[tuple[bytes, Node]] = iter(directory)
 
@@ -67,12 +69,21 @@ class Children:
         """The Directory of a child. Raises ``NotFound``."""
         if node.digest not in self._fetched:
             self._fetched.clear()
-            wanted = [node.digest]
-            # The children come in the order of the entries, so the next ones are those wanted next.
-            wanted += [d for d in islice(self._ahead, _CHILDREN_AT_ONCE) if d != node.digest]
-            self._fetched = self._directories.get_many(wanted)
+            self._fetched = self._directories.get_many(self._wanted(node))
         directory = self._fetched.get(node.digest)
         return directory if directory is not None else get_directory(self._directories, node.digest)
+
+    def _wanted(self, node: DirectoryNode) -> list[Digest]:
+        """What to fetch for ``node``: its Directory, and those of the subdirectories that come next."""
+        wanted = [node.digest]
+        nodes = node.size
+        for child in islice(self._ahead, _CHILDREN_AT_ONCE):
+            if child.digest != node.digest:
+                nodes += child.size
+                if nodes > _NODES_AHEAD:
+                    break  # Fetched when its turn comes.
+                wanted.append(child.digest)
+        return wanted
 
 
 Item = TypeVar("Item")
@@ -108,8 +119,11 @@ def wrong_length(node: FileNode, length: int) -> Corrupt:
     return Corrupt(f"blob {format_digest(node.digest)} has {length} bytes, its node says {node.size}")
 
 
-def large_file(blobs: BlobService, node: FileNode, start: int = 0) -> Iterator[bytes]:
-    """The contents of a file from byte ``start``, in pieces of at most ``WHOLE_FILE_LIMIT`` bytes.
+def large_file(
+    blobs: BlobService, node: FileNode, start: int = 0, stop: int | None = None
+) -> Iterator[bytes]:
+    """The bytes ``start`` to ``stop`` (default: the end) of a file, in pieces of at most
+    ``WHOLE_FILE_LIMIT`` bytes.
 
     Raises ``NotFound`` and, before anything is yielded, ``Corrupt`` if the length is not the node's.
     """
@@ -120,7 +134,12 @@ def large_file(blobs: BlobService, node: FileNode, start: int = 0) -> Iterator[b
         if reader.size != node.size:
             raise wrong_length(node, reader.size)
         reader.seek(start)
-        while piece := reader.read(WHOLE_FILE_LIMIT):
+        left = (node.size if stop is None else min(stop, node.size)) - start
+        while left > 0:
+            piece = reader.read(min(left, WHOLE_FILE_LIMIT))
+            if not piece:
+                raise wrong_length(node, node.size - left)
+            left -= len(piece)
             yield piece
 
 
@@ -184,7 +203,10 @@ def _events(blobs: BlobService, entry: tuple[bytes, Node] | None, contents: byte
 
 
 def _large_file_events(blobs: BlobService, name: bytes, node: FileNode) -> Iterator[Event]:
+    pieces = large_file(blobs, node)
+    first = next(pieces)  # What is wrong with the blob shows before the file begins.
     yield BeginFile(name, node.executable, node.size)
-    for piece in large_file(blobs, node):
+    yield Data(first)
+    for piece in pieces:
         yield Data(piece)
     yield END_FILE

@@ -35,7 +35,7 @@ class OpenPack:
         self.before_mark: int | None = None
         """While a commit is under way: the end of the pack before the commit's own frames."""
 
-    def append(self, *parts: bytes) -> int:
+    def append(self, *parts: bytes | memoryview) -> int:
         """Appends ``parts``; returns the offset. On failure the file is as it was."""
         offset = self.end
         size = sum(map(len, parts))
@@ -155,6 +155,7 @@ def frame_location(pack_id: int, frame: pack.Frame, entry: pack.Entry) -> Locati
         frame.codec,
         frame.stored_len,
         frame.raw_len,
+        frame.payload_offset - frame.offset - pack.HEAD_SIZE,
         entry.start,
         entry.length,
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from neve.errors import Corrupt, NeveError
 from neve.packstore import layout, pack
 from neve.packstore.appender import frame_location
-from neve.packstore.frames import decompress
+from neve.packstore.frames import decompress, describe_place
 from neve.packstore.index import Index, IndexWriter, MapFull, decode_location, make_place
 from neve.packstore.store import PackStore, Table, unseal
 
@@ -130,12 +130,13 @@ class _FrameChecker:
 
     def check(self, fd: int, pack_id: int, frame: pack.Frame) -> None:
         stored = os.pread(fd, frame.stored_len, frame.payload_offset)
-        where = f"pack {layout.pack_name(pack_id)} at {frame.payload_offset}"
-        raw = _payload(frame, stored, where)
+        place = make_place(pack_id, frame.payload_offset)
+        where = describe_place(place)
+        raw = _payload(frame, stored, place)
         self.report.frames += 1
         self.report.stored_bytes += frame.end - frame.offset
         if raw is not None:
-            self.good.add(make_place(pack_id, frame.payload_offset))
+            self.good.add(place)
         alive = [self._check_entry(pack_id, frame, entry, raw, where) for entry in frame.entries]
         if not any(alive):
             self.report.dead_bytes += frame.end - frame.offset
@@ -163,12 +164,12 @@ class _FrameChecker:
         return True
 
 
-def _payload(frame: pack.Frame, stored: bytes, where: str) -> bytes | None:
+def _payload(frame: pack.Frame, stored: bytes, place: int) -> bytes | None:
     """The decompressed payload, or None if it is damaged."""
     if pack.check16(stored) != frame.payload_check:
         return None
     try:
-        return decompress(frame.codec, stored, frame.raw_len, where)
+        return decompress(frame.codec, stored, frame.raw_len, place)
     except Corrupt:
         return None
 

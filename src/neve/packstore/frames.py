@@ -14,7 +14,8 @@ import zstandard
 
 from neve.errors import Corrupt, LimitExceeded
 from neve.packstore import pack
-from neve.packstore.index import Location
+from neve.packstore.index import Location, offset_of, pack_of
+from neve.packstore.layout import pack_name
 
 FRAME_TARGET = 256 * 1024
 """Small records are gathered up to about this many bytes a frame: larger frames compress 3 % better,
@@ -28,7 +29,7 @@ class Record(NamedTuple):
 
     tag: int
     key: bytes
-    data: bytes
+    data: bytes | memoryview
 
 
 class EncodedFrame(NamedTuple):
@@ -36,7 +37,7 @@ class EncodedFrame(NamedTuple):
 
     head: bytes
     entries: bytes
-    payload: bytes
+    payload: bytes | memoryview
     codec: int
     raw_len: int
 
@@ -75,7 +76,8 @@ def encode_frame(table: int, records: Sequence[Record]) -> EncodedFrame:
             raise LimitExceeded(f"record {key.hex()} has {len(data)} bytes, the limit is {pack.MAX_RECORD}")
         assert tag < pack.TOMBSTONE or not data
     raw = records[0].data if len(records) == 1 else b"".join([r.data for r in records])
-    payload, codec = raw, pack.RAW
+    payload: bytes | memoryview = raw
+    codec = pack.RAW
     if raw:
         packed = _codecs.compressor.compress(raw)
         if len(packed) < len(raw):
@@ -97,29 +99,34 @@ def locations(frame: EncodedFrame, records: Sequence[Record], place: int) -> lis
     """The locations of ``records`` once the payload of ``frame`` lies at ``place``."""
     result: list[Location] = []
     codec, stored_len, raw_len = frame.codec, len(frame.payload), frame.raw_len
+    entries_len = len(frame.entries)
     start = 0
     for tag, _, data in records:
         length = len(data)
-        result.append(Location(tag, place, codec, stored_len, raw_len, start, length))
+        result.append(Location(tag, place, codec, stored_len, raw_len, entries_len, start, length))
         start += length
     return result
 
 
-def decompress(codec: int, stored: bytes, raw_len: int, where: str) -> bytes:
-    """The payload of a frame. Raises ``Corrupt`` naming ``where``.
+def decompress(codec: int, stored: bytes, raw_len: int, place: int) -> bytes:
+    """The payload of the frame at ``place``. Raises ``Corrupt`` naming it.
 
     The size in the zstd header decides how much is allocated, so it is compared with the index first.
     """
     if codec == pack.RAW:
-        if len(stored) != raw_len:
-            raise Corrupt(f"{where}: {len(stored)} bytes stored, {raw_len} expected")
-        return stored
-    try:
-        if zstandard.frame_content_size(stored) != raw_len:
-            raise Corrupt(f"{where}: the compressed frame's header is damaged")
-        raw = _codecs.decompressor.decompress(stored)
-    except zstandard.ZstdError as error:
-        raise Corrupt(f"{where}: the compressed frame is damaged ({error})") from error
+        raw = stored
+    else:
+        try:
+            if zstandard.frame_content_size(stored) != raw_len:
+                raise Corrupt(f"{describe_place(place)}: the compressed frame's header is damaged")
+            raw = _codecs.decompressor.decompress(stored)
+        except zstandard.ZstdError as error:
+            raise Corrupt(f"{describe_place(place)}: the compressed frame is damaged ({error})") from error
     if len(raw) != raw_len:
-        raise Corrupt(f"{where}: {len(raw)} bytes decompressed, {raw_len} expected")
+        raise Corrupt(f"{describe_place(place)}: {len(raw)} bytes, {raw_len} expected")
     return raw
+
+
+def describe_place(place: int) -> str:
+    """A place for messages."""
+    return f"pack {pack_name(pack_of(place))} at {offset_of(place)}"

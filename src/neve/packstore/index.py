@@ -17,7 +17,7 @@ import shutil
 import struct
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -37,7 +37,8 @@ _META_MAGIC = 0xBEEFC0DE
 
 _SEQ_BASE = b"seq-base"
 
-_VALUE = struct.Struct("<BQIIIII")
+_VALUE = struct.Struct("<BQIIIIII")
+_BODY = struct.Struct("<BQIIIII")
 _PACK_VALUE = struct.Struct("<QI")
 _OFFSET_BITS = 40
 
@@ -52,6 +53,8 @@ class Location(NamedTuple):
     codec: int
     stored_len: int
     raw_len: int
+    entries_len: int
+    """Bytes of the frame's entry table, which lies right before ``place``."""
     start: int
     length: int
 
@@ -69,8 +72,8 @@ def offset_of(place: int) -> int:
 
 
 def encode_location(key: bytes, location: Location) -> bytes:
-    tag, place, codec, stored_len, raw_len, start, length = location
-    body = _VALUE.pack(tag, place, stored_len | codec << 30, raw_len, start, length, 0)[:-4]
+    tag, place, codec, stored_len, raw_len, entries_len, start, length = location
+    body = _BODY.pack(tag, place, stored_len | codec << 30, raw_len, entries_len, start, length)
     return body + zlib.crc32(key + body).to_bytes(4, "little")
 
 
@@ -78,8 +81,8 @@ def decode_location(key: bytes, value: bytes) -> Location:
     """Raises ``Corrupt`` naming the key if the value's checksum does not fit."""
     if len(value) != _VALUE.size or zlib.crc32(key + value[:-4]) != int.from_bytes(value[-4:], "little"):
         raise Corrupt(f"the index entry of {key.hex()} is damaged; run: neve verify --rebuild-index")
-    tag, place, stored, raw_len, start, length, _ = _VALUE.unpack(value)
-    return Location(tag, place, stored >> 30, stored & 0x3FFFFFFF, raw_len, start, length)
+    tag, place, stored, raw_len, entries_len, start, length, _ = _VALUE.unpack(value)
+    return Location(tag, place, stored >> 30, stored & 0x3FFFFFFF, raw_len, entries_len, start, length)
 
 
 def check_data_file(path: Path) -> None:
@@ -234,6 +237,8 @@ class Index:
         found: dict[bytes, Location] = {}
         with self._read() as txn:
             get, db = txn.get, self._dbs[table]
+            if not txn.stat(db)["entries"]:
+                return found  # a new store: spares an import one call for each file
             for key in keys:
                 if (value := get(key, db=db)) is not None:
                     found[key] = decode_location(key, value)
@@ -337,17 +342,20 @@ class IndexWriter:
         value = self._txn.get(key, db=self._dbs[table])
         return None if value is None else decode_location(key, value)
 
-    def put_absent(self, table: int, entries: Iterable[tuple[bytes, Location]]) -> None:
+    def put_absent(self, table: int, entries: Sequence[tuple[bytes, Location]]) -> None:
         """Adds entries; a key that has one keeps it, unless the new one's tag is higher.
 
         Sorted keys are faster.
         """
-        put, db = self._txn.put, self._dbs[table]
+        db = self._dbs[table]
+        items = [(key, encode_location(key, location)) for key, location in entries]
+        with self._txn.cursor(db=db) as cursor:
+            _, added = cursor.putmulti(items, dupdata=False, overwrite=False)
+        if added == len(items):
+            return
         for key, location in entries:
-            if put(key, encode_location(key, location), db=db, overwrite=False):
-                continue
             found = self.get(table, key)
-            if found is not None and found.tag < location.tag:
+            if found is None or found.tag < location.tag:
                 self.put(table, key, location)
 
     def put(self, table: int, key: bytes, location: Location) -> None:

@@ -84,7 +84,7 @@ class Frame:
         return self.payload_offset + self.stored_len
 
 
-def check16(*parts: bytes) -> bytes:
+def check16(*parts: bytes | memoryview) -> bytes:
     """The 16-byte checksum used throughout: BLAKE3, truncated."""
     hasher = blake3()
     for part in parts:
@@ -114,7 +114,7 @@ def encode_entries(records: list[tuple[int, int, bytes, int]]) -> bytes:
 
 
 def encode_head(
-    *, kind: int, codec: int, seq: int, count: int, entries: bytes, payload: bytes, raw_len: int
+    *, kind: int, codec: int, seq: int, count: int, entries: bytes, payload: bytes | memoryview, raw_len: int
 ) -> bytes:
     """The 64 bytes before the entries; the frame is this, ``entries``, ``payload``."""
     head = _HEAD.pack(
@@ -166,6 +166,24 @@ def _decode_entries(table: bytes, count: int) -> tuple[Entry, ...]:
         position += key_len
         start += length
     return tuple(entries)
+
+
+def entry_places(table: bytes, kind: int) -> dict[bytes, tuple[int, int, int]]:
+    """Tag, start and length of each record of table ``kind``, by key. Raises ``struct.error``.
+
+    The same as ``decode_entries`` without an object for each entry: reading a tree is full of these.
+    """
+    places: dict[bytes, tuple[int, int, int]] = {}
+    unpack, size = _ENTRY.unpack_from, _ENTRY.size
+    position = start = 0
+    while position < len(table):
+        entry_kind, tag, key_len, length = unpack(table, position)
+        position += size
+        if entry_kind == kind:
+            places[table[position : position + key_len]] = (tag, start, length)
+        position += key_len
+        start += length
+    return places
 
 
 @dataclass(frozen=True, slots=True)

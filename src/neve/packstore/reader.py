@@ -8,15 +8,17 @@ the frame's own header); whether it is the right bytes, the caller tells by dige
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from neve.errors import Corrupt, NotFound
+from neve.errors import Corrupt, NeveError, NotFound
 from neve.packstore.frames import decompress
 from neve.packstore.index import Location, offset_of, pack_of
-from neve.packstore.layout import PACKS_DIR, os_errors, pack_name
+from neve.packstore.layout import PACKS_DIR, os_errors, pack_name, translate_os_error
+from neve.packstore.pack import entry_places
 
 FRAME_CACHE_BYTES = 24 * 1024 * 1024
 """Decompressed frames kept, in bytes."""
@@ -64,25 +66,36 @@ class PackFiles:
         self._open: OrderedDict[int, tuple[int, list[int]]] = OrderedDict()
 
     def pread(self, pack_id: int, size: int, offset: int) -> bytes:
-        path = self._path / PACKS_DIR / pack_name(pack_id)
         with self._lock:
-            if pack_id in self._open:
-                self._open.move_to_end(pack_id)
+            if (opened := self._open.get(pack_id)) is None:
+                opened = self._open_pack(pack_id)
             else:
-                with os_errors(f"cannot open {path}"):
-                    self._open[pack_id] = (os.open(path, os.O_RDONLY | os.O_CLOEXEC), [0])
-                self._evict()
-            fd, users = self._open[pack_id]
+                self._open.move_to_end(pack_id)
+            fd, users = opened
             users[0] += 1
         try:
-            with os_errors(f"cannot read {path}"):
-                data = os.pread(fd, size, offset)
+            data = os.pread(fd, size, offset)
+        except OSError as error:
+            raise translate_os_error(error, f"cannot read {self._pack_path(pack_id)}") from error
         finally:
             with self._lock:
                 users[0] -= 1
         if len(data) != size:
-            raise Corrupt(f"{path} is truncated: {size} bytes expected at {offset}, {len(data)} are there")
+            raise Corrupt(
+                f"{self._pack_path(pack_id)} is truncated: "
+                f"{size} bytes expected at {offset}, {len(data)} are there"
+            )
         return data
+
+    def _pack_path(self, pack_id: int) -> Path:
+        return self._path / PACKS_DIR / pack_name(pack_id)
+
+    def _open_pack(self, pack_id: int) -> tuple[int, list[int]]:
+        with os_errors(f"cannot open {self._pack_path(pack_id)}"):
+            opened = (os.open(self._pack_path(pack_id), os.O_RDONLY | os.O_CLOEXEC), [0])
+        self._open[pack_id] = opened
+        self._evict()
+        return opened
 
     def _evict(self) -> None:
         for pack_id in list(self._open):
@@ -112,8 +125,7 @@ class Reader:
         raw = self._frames.get(location.place)
         if raw is None:
             stored = self.stored(location)
-            where = f"pack {pack_name(pack_of(location.place))} at {offset_of(location.place)}"
-            raw = decompress(location.codec, stored, location.raw_len, where)
+            raw = decompress(location.codec, stored, location.raw_len, location.place)
             if keep:
                 self._frames.put(location.place, raw)
         return raw
@@ -121,6 +133,18 @@ class Reader:
     def stored(self, location: Location) -> bytes:
         """The frame's payload as it lies in the pack."""
         return self._files.pread(pack_of(location.place), location.stored_len, offset_of(location.place))
+
+    def neighbours(self, location: Location, table: int) -> dict[bytes, tuple[int, int, int]]:
+        """Tag, start and length of all records of ``table`` in the frame around ``location``, by key.
+
+        Empty if the frame's entry table cannot be read.
+        """
+        size = location.entries_len
+        try:
+            entries = self._files.pread(pack_of(location.place), size, offset_of(location.place) - size)
+            return entry_places(entries, table)
+        except (NeveError, struct.error):
+            return {}
 
     def record(self, location: Location) -> bytes:
         # A frame of one large record (a chunk) is not kept: whoever wants it again reads far ahead.

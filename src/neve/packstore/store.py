@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from neve.errors import Corrupt, InvalidRequest, LimitExceeded, PermissionDenied, Unsupported
 from neve.packstore import layout, pack
@@ -23,6 +23,9 @@ from neve.packstore.writer import Transaction, Writer
 T = TypeVar("T")
 
 _SEAL_SIZE = 16
+
+Near: TypeAlias = tuple[Location, int, int, int]
+"""A record by its neighbour: the location of any record of its frame; its own tag, start, length."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class Table:
     check: Callable[[int, bytes, bytes], bool] | None = None
 
 
-def seal(table: int, key: bytes, data: bytes) -> bytes:
+def seal(table: int, key: bytes, data: bytes | memoryview) -> bytes:
     """``data`` with a 16-byte checksum over table, key and data behind it."""
-    return data + pack.check16(bytes([table]), key, data)
+    return b"".join((data, pack.check16(bytes([table]), key, data)))
 
 
 def unseal(table: int, key: bytes, sealed: bytes) -> bytes:
@@ -139,6 +142,26 @@ class PackStore:
     def find(self, table: Table, keys: Sequence[bytes]) -> dict[bytes, Location]:
         """Where the committed records of ``keys`` lie."""
         return self.index.get_many(table.id, keys)
+
+    def find_near(self, table: Table, keys: Iterable[bytes]) -> dict[bytes, Near]:
+        """Like ``find``, for keys of which many lie in the same frames.
+
+        One key is looked up in the index, its neighbours are learned from the frame's own entry
+        table: a tenth of the cost. For content-addressed records only: a neighbour may have been
+        deleted, or moved, since its frame was written, but what is read is proven anyway.
+        """
+        found: dict[bytes, Near] = {}
+        frame: Location | None = None
+        near: dict[bytes, tuple[int, int, int]] = {}
+        for key in keys:
+            if (place := near.get(key)) is None or frame is None:
+                if key in found or not (hit := self.index.get_many(table.id, [key])):
+                    continue
+                frame = hit[key]
+                near = self._reader.neighbours(frame, table.id)
+                place = near.get(key, (frame.tag, frame.start, frame.length))
+            found[key] = (frame, *place)
+        return found
 
     def locate(self, table: Table, keys: Sequence[bytes]) -> dict[bytes, Location]:
         """Like ``find``, and also those only staged by this process: what need not be stored again."""

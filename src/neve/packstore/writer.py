@@ -40,7 +40,7 @@ _Staged = dict[int, dict[bytes, Location]]
 class _Change(NamedTuple):
     record: Record
     """As the update sees it."""
-    stored: bytes
+    stored: bytes | memoryview
     """Its data as it goes to the disk."""
 
 
@@ -58,11 +58,11 @@ class Transaction:
         """The record as this transaction would leave it; ``read`` reads a committed one."""
         if (table, key) in self._changes:
             change = self._changes[table, key]
-            return None if change is None else change.record.data
+            return None if change is None else bytes(change.record.data)
         location = self._txn.get(table, key)
         return None if location is None else read(key, location)
 
-    def put(self, table: int, record: Record, stored: bytes) -> None:
+    def put(self, table: int, record: Record, stored: bytes | memoryview) -> None:
         self._changes[table, record.key] = _Change(record, stored)
 
     def delete(self, table: int, key: bytes) -> bool:

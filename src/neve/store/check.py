@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from neve.castore.blobs.local import BLOBS
+from neve.castore.blobs.local_write import BLOBS
 from neve.castore.digest import Digest, format_digest
 from neve.castore.directories.local import DIRECTORIES
 from neve.castore.directory import Directory

@@ -20,7 +20,15 @@ from typing import NamedTuple, Self
 from neve.castore.ingest.filesystem import show_path
 from neve.castore.node import Node
 from neve.castore.traverse import tree_events
-from neve.errors import Conflict, DiskFull, NeveError, NotFound, PermissionDenied, Unavailable
+from neve.errors import (
+    Conflict,
+    DiskFull,
+    InvalidRequest,
+    NeveError,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from neve.store.services import Services
 from neve.telemetry import NO_PROGRESS, Progress
 from neve.tree import BeginFile, Data, EndFile, EnterDirectory, Event, File, LeaveDirectory, Symlink
@@ -42,6 +50,8 @@ def export_tree(
     """
     head, _, name = destination.rstrip(b"/").rpartition(b"/")
     shown = show_path(destination)
+    if not destination or b"\0" in destination:
+        raise InvalidRequest(f"cannot export to {shown!r}: that names no file")
     if not name or name in (b".", b".."):
         raise Conflict(f"cannot export to {shown}: it exists; name something new")
     with _errors(shown):
@@ -56,7 +66,8 @@ def export_tree(
                 with _Materializer(parent, temporary) as materializer:
                     for batch in tree_events(services.blobs, services.directories, root):
                         materializer.feed(batch)
-                        progress.advance(sum(len(e.contents) for e in batch if type(e) is File))
+                        size = sum(len(e.contents) for e in batch if type(e) is File)
+                        progress.advance(size + sum(len(e.data) for e in batch if type(e) is Data))
                 _sync_and_rename(parent, temporary, name, shown)
             except BaseException:
                 remove_tree(parent, temporary)
@@ -179,17 +190,17 @@ def _sync_and_rename(parent: int, temporary: bytes, name: bytes, shown: str) -> 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(parent) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    if (
-        not hasattr(libc, "renameat2")
-        or libc.renameat2(parent, temporary, parent, name, _RENAME_NOREPLACE) != 0
-    ):
-        code = ctypes.get_errno()
-        if code == errno.EEXIST or _exists(parent, name):
-            raise Conflict(f"cannot export to {shown}: it exists; name something new")
-        if code not in (0, errno.ENOSYS, errno.EINVAL):
-            raise OSError(code, os.strerror(code))
+    code = errno.ENOSYS
+    if hasattr(libc, "renameat2"):
+        done = libc.renameat2(parent, temporary, parent, name, _RENAME_NOREPLACE) == 0
+        code = 0 if done else ctypes.get_errno()
+    if code == errno.EEXIST or (code and _exists(parent, name)):
+        raise Conflict(f"cannot export to {shown}: it exists; name something new")
+    if code in (errno.ENOSYS, errno.EINVAL):
         # No such call on this file system; nothing was there a moment ago.
         os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    elif code:
+        raise OSError(code, os.strerror(code))
     os.fsync(parent)
 
 
@@ -221,9 +232,13 @@ def remove_tree(parent: int, name: bytes) -> None:
 def _empty(fd: int) -> bytes | None:
     """Unlinks everything in a directory but directories; returns the name of one of those, if any."""
     os.fchmod(fd, 0o700)
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                return os.fsencode(entry.name)
-            os.unlink(entry.name, dir_fd=fd)
+    empty = False
+    while not empty:  # Whether a listing goes on as before when entries are removed, nobody promises.
+        empty = True
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    return os.fsencode(entry.name)
+                os.unlink(entry.name, dir_fd=fd)
+                empty = False
     return None

@@ -6,6 +6,7 @@ that the store path needs. Only when all contents are durable is the path info p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,8 @@ from typing import Any, BinaryIO
 
 from neve.castore.ingest.archive import archive_events
 from neve.castore.ingest.entries import Ingester
-from neve.castore.ingest.filesystem import Exclude, FilesystemWalk, show_path, stamp_tree
+from neve.castore.ingest.filesystem import Exclude, FilesystemWalk, show_path
+from neve.castore.ingest.stampwalk import stamp_tree
 from neve.castore.ingest.statcache import StatCache, TreeStamp
 from neve.castore.node import Node
 from neve.errors import InvalidRequest, NeveError
@@ -25,11 +27,11 @@ from neve.nix.store_path import StorePath, check_name, content_addressed_path
 from neve.store.nar.ingest import ingest_nar
 from neve.store.nar_nodes import Nar
 from neve.store.path_info import NarDetails, PathInfo, sorted_references
-from neve.store.pipeline import SinkThread, feed_all
+from neve.store.pipeline import SinkThread, close_batches, feed_all
 from neve.store.services import Services
 from neve.store.wire import decode_node, encode_node
 from neve.telemetry import NO_PROGRESS, Progress
-from neve.tree import Batches, BeginFile, Data, Event, File
+from neve.tree import Batches, BeginFile, Data, EnterDirectory, Event, File, Sink, Symlink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +46,17 @@ class ImportOptions:
     references: Sequence[StorePath] = ()
     """Only with ``TEXT``."""
     stat_cache: StatCache | None = None
+    """Only used by ``NAR``."""
 
 
 def store_name(path: bytes) -> str:
     """The name of a store path for ``path``: its last component, after a lexical clean-up.
 
-    Raises ``InvalidRequest`` if there is none, if it is no UTF-8, or if no store path can have it.
+    Raises ``InvalidRequest`` if there is none (the path ends in ``..``, or is ``/``), if it is no
+    UTF-8, or if no store path can have it.
     """
+    if not path:
+        raise InvalidRequest("the path to import is empty")
     components: list[bytes] = []
     for component in path.split(b"/"):
         if component == b".." and components and components[-1] != b"..":
@@ -61,7 +67,7 @@ def store_name(path: bytes) -> str:
             components.append(component)
     if not components and not path.startswith(b"/"):
         components = [os.fsencode(Path.cwd().name)]
-    if not components or components[-1] in (b"", b".."):
+    if not components or _last(path) == b"..":
         raise InvalidRequest(f"{show_path(path)} has no name of its own; give one with --name")
     try:
         name = components[-1].decode()
@@ -70,6 +76,11 @@ def store_name(path: bytes) -> str:
         reason = "is no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise InvalidRequest(f"{show_path(path)}: {reason}; give a name with --name") from error
     return name
+
+
+def _last(path: bytes) -> bytes | None:
+    """The last component of ``path`` that names something."""
+    return next((part for part in reversed(path.split(b"/")) if part not in (b"", b".")), None)
 
 
 def import_path(
@@ -90,24 +101,31 @@ def import_path(
     if options.name is not None:
         check_name(options.name, strict=True)
     name = options.name if options.name is not None else store_name(raw)
-    if options.stat_cache is not None:
-        known = _unchanged(services, raw, name, options)
-        if known is not None:
-            return known
-    stamp = TreeStamp() if options.stat_cache is not None else None
+    cache = options.stat_cache if options.method is CAMethod.NAR else None
+    if cache is None:
+        walk = FilesystemWalk(raw, exclude=options.exclude)
+        return import_events(services, _reporting(walk, progress), name, options)
+    known = _unchanged(services, raw, name, options, cache)
+    if known is not None:
+        return known
+    stamp = TreeStamp()
     walk = FilesystemWalk(raw, exclude=options.exclude, stamp=stamp)
     path_info = import_events(services, _reporting(walk, progress), name, options)
-    if options.stat_cache is not None and stamp is not None:
-        options.stat_cache.put(_cache_key(raw, options), stamp, _remember(path_info))
+    cache.put(os.path.abspath(raw), stamp, _remember(path_info))
     return path_info
 
 
 def _reporting(walk: FilesystemWalk, progress: Progress) -> Batches:
+    reported = 0
     for batch in walk:
-        size = sum(len(e.contents) for e in batch if type(e) is File)
-        size += sum(len(e.data) for e in batch if type(e) is Data)
-        progress.advance(size, show_path(walk.current))
+        progress.advance(walk.bytes_read - reported, show_path(walk.current))
+        reported = walk.bytes_read
         yield batch
+
+
+def _contents_bytes(batch: Sequence[Event]) -> int:
+    size = sum(len(e.contents) for e in batch if type(e) is File)
+    return size + sum(len(e.data) for e in batch if type(e) is Data)
 
 
 def import_archive(
@@ -118,7 +136,7 @@ def import_archive(
 
     def reported() -> Batches:
         for batch in archive_events(stream):
-            progress.advance(sum(len(e.contents) for e in batch if type(e) is File))
+            progress.advance(_contents_bytes(batch))
             yield batch
 
     return import_events(services, reported(), name, ImportOptions())
@@ -129,18 +147,14 @@ def import_events(services: Services, batches: Batches, name: str, options: Impo
     if options.references and options.method is not CAMethod.TEXT:
         raise InvalidRequest("references can only be given for a text")
     flat = None if options.method is CAMethod.NAR else FlatHasher()
-    source = batches if flat is None else _not_executable(batches)
+    source = batches if flat is None else _not_executable(batches, name)
     hasher = NarHasher()
     with (
         Ingester(services.blobs, services.directories, size_rule=services.size_rule) as ingester,
-        SinkThread(hasher, "neve-nar-hash") as nar_thread,
+        contextlib.ExitStack() as threads,
     ):
-        others = [nar_thread]
-        if flat is None:
-            feed_all(source, ingester, *others)
-        else:
-            with SinkThread(flat, "neve-flat-hash") as flat_thread:
-                feed_all(source, ingester, *others, flat_thread)
+        sinks: list[Sink] = [ingester, hasher, *([] if flat is None else [flat])]
+        feed_all(source, *[threads.enter_context(SinkThread(sink, _thread_name(sink))) for sink in sinks])
         nar = Nar(*hasher.result())
         digest = nar.sha256 if flat is None else flat.result()
         ca = CAHash.of(options.method, NixHash(HashAlgorithm.SHA256, digest))
@@ -148,6 +162,10 @@ def import_events(services: Services, batches: Batches, name: str, options: Impo
         store_path = content_addressed_path(name, ca, options.references)
         node = ingester.finish()
     return _register(services, store_path, node, nar, ca=ca, references=options.references)
+
+
+def _thread_name(sink: Sink) -> str:
+    return f"neve-{type(sink).__name__.lower()}"
 
 
 def import_nar(
@@ -208,19 +226,22 @@ class FlatHasher:
         return self._hash.digest()
 
 
-def _not_executable(batches: Batches) -> Batches:
-    """The events of a single file, without its executable bit."""
-    for batch in batches:
-        if batch and not isinstance(batch[0], File | BeginFile | Data) and len(batch) > 1:
-            raise InvalidRequest("only a single file can be imported flat or as text")
-        yield [
-            event._replace(executable=False) if isinstance(event, File | BeginFile) else event
-            for event in batch
-        ]
-
-
-def _cache_key(path: bytes, options: ImportOptions) -> bytes:
-    return os.path.abspath(path) + b"\0" + options.method.name.encode()
+def _not_executable(batches: Batches, name: str) -> Batches:
+    """The events of a single file, without its executable bit. ``InvalidRequest`` for anything else."""
+    try:
+        for batch in batches:
+            for event in batch:
+                if isinstance(event, Symlink | EnterDirectory):
+                    kind = "a symlink" if isinstance(event, Symlink) else "a directory"
+                    raise InvalidRequest(
+                        f"{name} is {kind}; only a single file can be imported flat or as text"
+                    )
+            yield [
+                event._replace(executable=False) if isinstance(event, File | BeginFile) else event
+                for event in batch
+            ]
+    finally:
+        close_batches(batches)
 
 
 def _remember(path_info: PathInfo) -> Any:
@@ -232,13 +253,12 @@ def _remember(path_info: PathInfo) -> Any:
     }
 
 
-def _unchanged(services: Services, path: bytes, name: str, options: ImportOptions) -> PathInfo | None:
+def _unchanged(
+    services: Services, path: bytes, name: str, options: ImportOptions, cache: StatCache
+) -> PathInfo | None:
     """The path info of an earlier import of the same tree, if the store still has it."""
-    assert options.stat_cache is not None
-    if options.method is not CAMethod.NAR:
-        return None
     try:
-        result = options.stat_cache.get(_cache_key(path, options), stamp_tree(path, exclude=options.exclude))
+        result = cache.get(os.path.abspath(path), stamp_tree(path, exclude=options.exclude))
         if result is None:
             return None
         node = decode_node(bytes.fromhex(result["node"]))[1]

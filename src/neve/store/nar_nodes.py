@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from neve.castore.digest import b3_digest
-from neve.castore.node import Node
+from neve.castore.node import MAX_SIZE, Node
 from neve.errors import Corrupt, InvalidRequest
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, Table
@@ -34,7 +34,11 @@ class Nar(NamedTuple):
 
 
 class NarNodes(ABC):
-    """The map. Thread-safe; an entry is durable when ``put`` returns."""
+    """The map. Thread-safe; an entry is durable when ``put`` returns.
+
+    It outlives what it tells of: a tree that it names may have been deleted from the store since.
+    Hashes of another length than 32 bytes are an ``InvalidRequest``.
+    """
 
     @abstractmethod
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
@@ -63,11 +67,11 @@ class MemoryNarNodes(NarNodes):
         self._lock = threading.Lock()
 
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
+        hashes = _check(nar, file_sha256)
         with self._lock:
-            self._nars[node] = nar
-            for sha256 in (nar.sha256, file_sha256):
-                if sha256 is not None:
-                    self._nodes[_check_hash(sha256)] = node, nar.size
+            self._nars.setdefault(node, nar)
+            for sha256 in hashes:
+                self._nodes.setdefault(sha256, (node, nar.size))
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
         return self._nodes.get(_check_hash(sha256))
@@ -84,11 +88,11 @@ class LocalNarNodes(NarNodes):
         self._closed = False
 
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
+        hashes = _check(nar, file_sha256)
         encoded = encode_node(node)
-        records = [Record(_TAG, _BY_NODE + b3_digest(encoded), _SIZE.pack(nar.size) + nar.sha256)]
-        for sha256 in (nar.sha256, file_sha256):
-            if sha256 is not None:
-                records.append(Record(_TAG, _BY_HASH + _check_hash(sha256), _SIZE.pack(nar.size) + encoded))
+        size = _SIZE.pack(nar.size)
+        records = [Record(_TAG, _BY_NODE + b3_digest(encoded), size + nar.sha256)]
+        records += [Record(_TAG, _BY_HASH + sha256, size + encoded) for sha256 in hashes]
         absent = set(self._store.missing(NAR_NODES, [record.key for record in records]))
         if not absent:
             return
@@ -113,6 +117,13 @@ class LocalNarNodes(NarNodes):
         if not self._closed:
             self._closed = True
             self._store.close()
+
+
+def _check(nar: Nar, file_sha256: bytes | None) -> list[bytes]:
+    """The hashes to remember a NAR by. Raises ``InvalidRequest``."""
+    if not 0 <= nar.size <= MAX_SIZE:
+        raise InvalidRequest(f"NAR size {nar.size} does not fit 64 bits")
+    return [_check_hash(sha256) for sha256 in (nar.sha256, file_sha256) if sha256 is not None]
 
 
 def _check_hash(sha256: bytes) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -28,12 +28,13 @@ class SinkThread:
         self._sink = sink
         self._queue: queue.Queue[Sequence[Event] | None] = queue.Queue(_QUEUED_BATCHES)
         self._error: BaseException | None = None
+        self._given_up = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while (batch := self._queue.get()) is not None:
-            if self._error is None:
+            if self._error is None and not self._given_up:
                 try:
                     self._sink.feed(batch)
                 except BaseException as error:
@@ -63,14 +64,24 @@ class SinkThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._given_up = kind is not None
         self._stop()
 
 
-def feed_all(batches: Iterable[Sequence[Event]], here: Sink, *others: SinkThread) -> None:
-    """Feeds every batch to all sinks: ``others`` in their threads, ``here`` in this one."""
-    for batch in batches:
-        for other in others:
-            other.feed(batch)
-        here.feed(batch)
-    for other in others:
-        other.finish()
+def feed_all(batches: Iterable[Sequence[Event]], *sinks: SinkThread) -> None:
+    """Feeds every batch to all sinks; returns when they have seen everything."""
+    try:
+        for batch in batches:
+            for sink in sinks:
+                sink.feed(batch)
+    finally:
+        close_batches(batches)
+    for sink in sinks:
+        sink.finish()
+
+
+def close_batches(batches: Iterable[Sequence[Event]]) -> None:
+    """Ends a generator that may not have come to its end, so that it gives its descriptors back now
+    and not when the last traceback that refers to it is gone."""
+    if isinstance(batches, Generator):
+        batches.close()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from neve.castore.blobs.base import BlobService
 from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.castore.directory import SizeRule
-from neve.errors import InvalidRequest
+from neve.errors import Corrupt, InvalidRequest
 from neve.packstore.address import SIZE_RULE_SETTING, open_address, temporary_folder
 from neve.packstore.store import PackStore
 from neve.registry import parse_address
@@ -39,11 +40,12 @@ class Services:
         self.nar_calculation = RenderingNarCalculation(self.renderer, self.nar_nodes)
 
     def close(self) -> None:
-        for service in (self.path_infos, self.nar_nodes, self.directories, self.blobs):
-            service.close()
-        if self.packs is not None:
-            self.packs.close()
-            self.packs = None
+        with contextlib.ExitStack() as closing:  # Each of them, also when another one fails.
+            if self.packs is not None:
+                closing.callback(self.packs.close)
+                self.packs = None
+            for service in (self.blobs, self.directories, self.nar_nodes, self.path_infos):
+                closing.callback(service.close)
 
 
 def open_services(
@@ -57,9 +59,11 @@ def open_services(
 
     Raises ``InvalidRequest`` for an address that is none, and what the backends raise.
     """
-    if url is not None:
-        url = _pin_temporary(url)
-    addresses = [a or url for a in (blob_service, directory_service, path_info_service)]
+    pinned = [
+        None if a is None else _pin_temporary(a)
+        for a in (url, blob_service, directory_service, path_info_service)
+    ]
+    addresses = [pinned[0] if a is None else a for a in pinned[1:]]
     if None in addresses:
         raise InvalidRequest("name a store, or the address of each of the three services")
     blobs_url, directories_url, path_infos_url = [str(a) for a in addresses]
@@ -71,12 +75,12 @@ def open_services(
         path_infos = PATH_INFO_SERVICES.open(path_infos_url)
         opened.callback(path_infos.close)
         # The map of NARs lies beside the path infos.
-        nar_nodes, settings = _nar_nodes(path_infos_url)
+        nar_nodes = _nar_nodes(path_infos_url)
         opened.callback(nar_nodes.close)
+        rule = _size_rule(directories_url)
         packs = None
         if blobs_url == directories_url == path_infos_url and _is_local(blobs_url):
             packs = open_address(parse_address(blobs_url))
-        rule = SizeRule(settings.get(SIZE_RULE_SETTING, SizeRule.EXACT.value))
         opened.pop_all()
         return Services(blobs, directories, path_infos, nar_nodes, rule, packs)
 
@@ -90,12 +94,24 @@ def _pin_temporary(url: str) -> str:
     address = parse_address(url)
     if address.scheme == "local" and not address.host and not address.path:
         query = url.partition("?")[2]
-        return f"local://{temporary_folder()}" + (f"?{query}" if query else "")
+        return f"local://{quote(str(temporary_folder()))}" + (f"?{query}" if query else "")
     return url
 
 
-def _nar_nodes(path_infos_url: str) -> tuple[NarNodes, dict[str, str]]:
+def _nar_nodes(path_infos_url: str) -> NarNodes:
     if not _is_local(path_infos_url):
-        return MemoryNarNodes(), {}
-    store = open_address(parse_address(path_infos_url))
-    return LocalNarNodes(store), store.settings
+        return MemoryNarNodes()
+    return LocalNarNodes(open_address(parse_address(path_infos_url)))
+
+
+def _size_rule(directories_url: str) -> SizeRule:
+    """How the sizes of Directories that are made for this service are counted."""
+    if not _is_local(directories_url):
+        return SizeRule.EXACT
+    store = open_address(parse_address(directories_url))
+    try:
+        return SizeRule(store.settings.get(SIZE_RULE_SETTING, SizeRule.EXACT.value))
+    except ValueError as error:
+        raise Corrupt(f"the settings of the store in {store.path} are damaged: {error}") from error
+    finally:
+        store.close()

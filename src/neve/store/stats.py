@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from neve.castore.blobs.local import BLOBS, CHUNK, LIST
+from neve.castore.blobs.local_write import BLOBS, CHUNK, LIST
 from neve.castore.directories.local import DIRECTORIES
 from neve.errors import Unsupported
 from neve.packstore.check import pack_bytes

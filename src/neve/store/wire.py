@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     PathInfoMessage: TypeAlias = pathinfo_pb2.PathInfo | snix_pathinfo_pb2.PathInfo
     NarInfoMessage: TypeAlias = pathinfo_pb2.NARInfo | snix_pathinfo_pb2.NARInfo
 
-_ALGORITHM_NAMES = (b"md5", b"sha1", b"sha256", b"sha512")
+_ALGORITHM_PREFIXES = (b"md5:", b"sha1:", b"sha256:", b"sha512:")
 
 
 def path_info_to_message(path_info: PathInfo) -> pathinfo_pb2.PathInfo:
@@ -95,16 +95,17 @@ def _deriver(message: NarInfoMessage) -> StorePath:
 
 
 def _ca(number: int, digest: bytes) -> CAHash:
-    if digest.partition(b":")[0] in _ALGORITHM_NAMES and b":" in digest:
-        raise InvalidPathInfo(
-            "narinfo.ca.digest holds text; one old release wrote it so. It must be the raw digest"
-        )
     try:
         return CAHash(CAType(number), digest)
     except ValueError as error:
-        raise InvalidPathInfo(f"narinfo.ca.type {number} is unknown") from error
+        raise InvalidPathInfo(
+            f"narinfo.ca.type {number} is unknown, expected 0 to {max(CAType).value}"
+        ) from error
     except InvalidRequest as error:
-        raise InvalidPathInfo(f"narinfo.ca: {error}") from error
+        hint = ""
+        if digest.startswith(_ALGORITHM_PREFIXES):
+            hint = "; it holds text, as one old release wrote it, and must be the raw digest"
+        raise InvalidPathInfo(f"narinfo.ca.digest: {error}{hint}") from error
 
 
 def encode_path_info(path_info: PathInfo) -> bytes:
@@ -129,7 +130,7 @@ def encode_node(node: Node) -> bytes:
 
 
 def decode_node(data: bytes) -> tuple[bytes, Node]:
-    """Name and node. Raises ``InvalidPathInfo``."""
+    """Name and node. Raises ``InvalidRequest``."""
     from google.protobuf.message import DecodeError
 
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,7 @@ from neve.tree import LEAVE_DIRECTORY, EnterDirectory, Event, File, Symlink
 
 from .cases import join_data, nix32, read, slices
 
-pytestmark = [
-    pytest.mark.nix,
-    pytest.mark.skipif(shutil.which("nix-store") is None, reason="nix-store is not installed"),
-]
+pytestmark = pytest.mark.nix
 
 ODD: list[Event] = [
     EnterDirectory(b""),

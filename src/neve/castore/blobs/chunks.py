@@ -23,7 +23,10 @@ AVERAGE_CHUNK = 256 * 1024
 
 
 class Chunker:
-    """Cuts a stream of bytes: ``feed`` gives the chunks that are certain, ``finish`` the rest."""
+    """Cuts a stream of bytes: ``feed`` gives the chunks that are certain, ``finish`` the rest.
+
+    Chunks are views into blocks of what was fed, so that nothing is copied twice.
+    """
 
     def __init__(self, average: int = AVERAGE_CHUNK) -> None:
         from pyfastcdc import FastCDC
@@ -32,24 +35,24 @@ class Chunker:
         self._fastcdc: FastCDC = FastCDC(
             average, min_size=average // 2, max_size=average * 2, normalized_chunking=1
         )
-        self._rest = b""
+        self._rest = memoryview(b"")
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Takes any number of bytes (about a megabyte at a time is good)."""
-        return self._cut(self._rest + data if self._rest else data, final=False)
+    def feed(self, pieces: Sequence[bytes]) -> list[memoryview]:
+        """Takes the next pieces (about a megabyte in all is good)."""
+        return self._cut(memoryview(b"".join([self._rest, *pieces])), final=False)
 
-    def finish(self) -> list[bytes]:
+    def finish(self) -> list[memoryview]:
         return self._cut(self._rest, final=True)
 
-    def _cut(self, data: bytes, *, final: bool) -> list[bytes]:
-        chunks: list[bytes] = []
+    def _cut(self, data: memoryview, *, final: bool) -> list[memoryview]:
+        chunks: list[memoryview] = []
         end = 0
         if data:
             for chunk in self._fastcdc.cut_buf(data):
                 # A cut depends on the bytes up to the largest chunk: with fewer at hand it may move.
                 if not final and len(data) - chunk.offset < self._max:
                     break
-                chunks.append(bytes(chunk.data))
+                chunks.append(data[chunk.offset : chunk.offset + chunk.length])
                 end = chunk.offset + chunk.length
         self._rest = data[end:]
         return chunks

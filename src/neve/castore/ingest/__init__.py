@@ -4,4 +4,5 @@ entries.py     the sink: events to blobs, Directories and a root node
 filesystem.py  a walk over files on disk
 archive.py     tar archives
 statcache.py   recognizing a tree on disk that was imported before
+stampwalk.py   a walk that only looks, for the stat cache
 """

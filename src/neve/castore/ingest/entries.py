@@ -37,11 +37,13 @@ class Ingester:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.abandon()
-        if self._putter is not None:
-            self._putter.abandon()
-        self._batch.close()
+        try:
+            if self._writer is not None:
+                self._writer.abandon()
+            if self._putter is not None:
+                self._putter.abandon()
+        finally:
+            self._batch.close()
 
     def feed(self, events: Sequence[Event]) -> None:
         """Stores the next events. Raises ``InvalidRequest`` when they describe no valid tree."""
@@ -59,7 +61,8 @@ class Ingester:
 
     def _other(self, event: Event) -> None:
         if isinstance(event, Data):
-            assert self._writer is not None
+            if self._writer is None:
+                raise InvalidRequest("contents come outside of a file")
             self._written += self._writer.write(event.data)
         elif isinstance(event, Symlink):
             self._add_symlink(event)
@@ -68,6 +71,8 @@ class Ingester:
         elif isinstance(event, LeaveDirectory):
             self._leave()
         elif isinstance(event, BeginFile):
+            if self._writer is not None:
+                raise InvalidRequest(f"file {event.name!r} begins inside another")
             self._begun, self._writer, self._written = event, self._batch.open_write(), 0
         elif isinstance(event, EndFile):
             self._end_file()
@@ -79,8 +84,8 @@ class Ingester:
             self._finish_root(SymlinkNode(event.target))
 
     def _end_file(self) -> None:
-        assert self._writer is not None
-        assert self._begun is not None
+        if self._writer is None or self._begun is None:
+            raise InvalidRequest("a file ends that was not begun")
         name, executable, size = self._begun
         if self._written != size:
             raise InvalidRequest(f"file {name!r} has {self._written} bytes, {size} were announced")
@@ -92,6 +97,8 @@ class Ingester:
             self._finish_root(FileNode(digest, size, executable))
 
     def _leave(self) -> None:
+        if not self._builders:
+            raise InvalidRequest("a directory ends that was not entered")
         name, builder = self._builders.pop()
         encoded, digest, size = builder.finish()
         if self._putter is None:
@@ -110,7 +117,7 @@ class Ingester:
 
     def finish(self) -> Node:
         """The root node, once everything below it is durable and visible."""
-        if self._root is None:
+        if self._root is None or self._builders or self._writer is not None:
             raise InvalidRequest("the tree is not complete")
         self._batch.commit()
         if self._putter is not None:

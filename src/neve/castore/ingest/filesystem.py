@@ -2,8 +2,8 @@
 
 What is read is what was checked: everything is opened relative to its directory, without following
 links and without blocking, and looked at only through the open descriptor. So neither a FIFO put in
-place of a file nor a path longer than PATH_MAX matters, and a tree that changes under the walk gives
-an error or one of its states, never a mixture inside a file.
+place of a file nor a path longer than PATH_MAX matters. A file that grows or shrinks while it is read
+is an error, and so is a large one (which takes several reads) that is written to meanwhile.
 
 Executable is who the owner's x bit says. Files, directories and symlinks are taken; anything else is
 an error that names it.
@@ -53,6 +53,16 @@ _KINDS = {
 }
 _FILE, _DIRECTORY, _SYMLINK, _OTHER = 0, 1, 2, 3
 
+_ERRORS: dict[int, type[NeveError]] = {
+    errno.ENOENT: NotFound,
+    errno.ENOTDIR: NotFound,
+    errno.EACCES: PermissionDenied,
+    errno.EPERM: PermissionDenied,
+    errno.ENAMETOOLONG: InvalidRequest,
+    errno.ELOOP: InvalidRequest,
+}
+"""Whatever is not here may go away by itself: ``Unavailable``."""
+
 
 class ChangedWhileRead(InvalidRequest):
     """The tree was changed while it was walked, in a way that shows."""
@@ -76,25 +86,20 @@ class _Level(NamedTuple):
 class FilesystemWalk:
     """One walk over the tree at ``path``. Iterate over it once; the batches are tree events.
 
-    ``stamp``: is told the state of every entry as it was read. ``on_bytes``: is told the number of
-    bytes read, and ``current`` is the path being read, for progress.
+    ``stamp`` is told the state of every entry as it was read.
     """
 
     def __init__(
-        self,
-        path: bytes,
-        *,
-        exclude: Exclude | None = None,
-        stamp: TreeStamp | None = None,
-        on_bytes: Callable[[int], None] | None = None,
+        self, path: bytes, *, exclude: Exclude | None = None, stamp: TreeStamp | None = None
     ) -> None:
         self._path = path
         self._exclude = exclude
         self._stamp = stamp
-        self._on_bytes = on_bytes
         self._levels: list[_Level] = []
         self._batch: list[Event] = []
         self._size = 0
+        self.bytes_read = 0
+        """Bytes of contents in the batches so far, for progress."""
 
     @property
     def current(self) -> bytes:
@@ -143,13 +148,11 @@ class FilesystemWalk:
         reason = os.strerror(error.errno) if error.errno else str(error)
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
             return ChangedWhileRead(f"{where} changed its type while the tree was read")
-        if error.errno in (errno.EACCES, errno.EPERM):
-            return PermissionDenied(f"cannot read {where}: {reason}")
         if error.errno == errno.ENOENT:
             if self._levels:
                 return ChangedWhileRead(f"{where} vanished while the tree was read")
             return NotFound(f"{where} does not exist")
-        return Unavailable(f"cannot read {where}: {reason}")
+        return _ERRORS.get(error.errno or 0, Unavailable)(f"cannot read {where}: {reason}")
 
     def _enter(self, event_name: bytes, name: bytes, dir_fd: int) -> None:
         try:
@@ -250,8 +253,7 @@ class FilesystemWalk:
 
     def _take(self) -> list[Event]:
         batch = self._batch
-        if self._on_bytes is not None:
-            self._on_bytes(self._size)
+        self.bytes_read += self._size
         self._batch, self._size = [], 0
         return batch
 
@@ -313,7 +315,7 @@ class FilesystemWalk:
 
     def _size_changed(self, name: bytes, size: int) -> ChangedWhileRead:
         where = show_path(self._where(name) if self._levels else self._path)
-        return ChangedWhileRead(f"{where} grew or shrank while it was read (it had {size} bytes); try again")
+        return ChangedWhileRead(f"{where} was changed while it was read (it had {size} bytes); try again")
 
     def _large_file(self, event_name: bytes, fd: int, state: os.stat_result) -> Batches:
         size = state.st_size
@@ -346,6 +348,8 @@ def _opened_parent(path: bytes) -> Iterator[tuple[int, bytes]]:
 
     A path longer than PATH_MAX is opened in steps. Links on the way are followed, as everywhere.
     """
+    if not path or b"\0" in path:
+        raise InvalidRequest("the path is empty" if not path else f"{show_path(path)} has a NUL byte")
     head, _, name = path.rstrip(b"/").rpartition(b"/")
     if not name or name in (b".", b".."):
         head, name = path.rstrip(b"/") or b"/", b"."
@@ -355,7 +359,8 @@ def _opened_parent(path: bytes) -> Iterator[tuple[int, bytes]]:
         while True:
             step = directory
             if len(step) > _PATH_STEP:
-                step = step[: step.rindex(b"/", 0, _PATH_STEP) or 1]
+                cut = step.rfind(b"/", 0, _PATH_STEP)
+                step = step[: cut or 1] if cut >= 0 else step.partition(b"/")[0]
             rest = directory[len(step) :].lstrip(b"/")
             following = os.open(
                 step, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=None if fd < 0 else fd
@@ -369,7 +374,7 @@ def _opened_parent(path: bytes) -> Iterator[tuple[int, bytes]]:
         if fd >= 0:
             os.close(fd)
         reason = os.strerror(error.errno) if error.errno else str(error)
-        kind = NotFound if error.errno in (errno.ENOENT, errno.ENOTDIR) else PermissionDenied
+        kind = _ERRORS.get(error.errno or 0, Unavailable)
         raise kind(
             f"cannot open {show_path(directory)} (on the way to {show_path(path)}): {reason}"
         ) from error
@@ -396,29 +401,3 @@ def exclude_globs(patterns: list[str]) -> Exclude | None:
         return any(p.match(text) for p in whole) or any(p.match(base) for p in last)
 
     return excluded
-
-
-def stamp_tree(path: bytes, *, exclude: Exclude | None = None) -> TreeStamp:
-    """The stamp of the tree at ``path`` as it is now, read without its contents."""
-    stamp = TreeStamp()
-    for _ in _StampWalk(path, exclude=exclude, stamp=stamp):
-        pass
-    return stamp
-
-
-class _StampWalk(FilesystemWalk):
-    """A walk that looks at files without opening them."""
-
-    def _small_file(self, event_name: bytes, name: bytes, dir_fd: int) -> None:
-        try:
-            state = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        except OSError as error:
-            raise self._os_error(name, error) from error
-        if not stat.S_ISREG(state.st_mode):
-            raise self._refuse(name, state.st_mode)
-        assert self._stamp is not None
-        self._stamp.file(event_name, state)
-
-    def _take(self) -> list[Event]:
-        self._batch, self._size = [], 0
-        return []

@@ -48,21 +48,27 @@ class TreeStamp:
         self._buffer += b"f%b\0" % name
         self._buffer += _STATE.pack(state.st_dev, state.st_ino, state.st_size, mtime, ctime, executable)
         if len(self._buffer) > _FLUSH:
-            self._hasher.update(self._buffer)
-            self._buffer.clear()
+            self._flush()
 
     def symlink(self, name: bytes, target: bytes) -> None:
         self._buffer += b"l%b\0%b\0" % (name, target)
+        if len(self._buffer) > _FLUSH:
+            self._flush()
 
     def enter(self, name: bytes) -> None:
         self._buffer += b"d%b\0" % name
 
     def leave(self) -> None:
         self._buffer += b"e"
+        if len(self._buffer) > _FLUSH:
+            self._flush()
 
-    def digest(self) -> bytes:
+    def _flush(self) -> None:
         self._hasher.update(self._buffer)
         self._buffer.clear()
+
+    def digest(self) -> bytes:
+        self._flush()
         return self._hasher.digest()
 
     def older_than(self, time_ns: int) -> bool:
@@ -93,7 +99,7 @@ class StatCache:
                 and stamp.older_than(int(document["started_ns"]))
             ):
                 return document["result"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
         return None
 
@@ -106,8 +112,12 @@ class StatCache:
             "result": result,
         }
         path = self._file(key)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{os.urandom(8).hex()}.tmp")
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_text(json.dumps(document))
-            temporary.replace(path)
+            try:
+                temporary.write_text(json.dumps(document))
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise

@@ -16,28 +16,34 @@ from neve.castore.digest import Digest
 from neve.castore.directories.base import DirectoryService
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
 from neve.castore.traverse import Children, get_directory, large_file, with_contents
-from neve.errors import InvalidRequest
+from neve.errors import InvalidRequest, PermissionDenied, Unavailable
 from neve.nix.nar import framing
 from neve.nix.nar.grammar import MAGIC
 from neve.store.nar_nodes import Nar, NarNodes
+from neve.telemetry import LOGGER
 from neve.tree import WHOLE_FILE_LIMIT
 
 PIECE_BYTES = 1024 * 1024
 """Rendered bytes come in pieces of about this size."""
 
+_MAX_SIZES = 1_000_000
+"""Directories whose NAR size is remembered between calls."""
+
 
 class _Part(NamedTuple):
-    """Bytes of the framing, then a file's contents from ``skip`` on (None: no contents)."""
+    """Bytes of the framing, then a file's contents from ``skip`` to ``stop`` (no file: no contents)."""
 
     framing: bytes
     file: FileNode | None = None
     skip: int = 0
+    stop: int | None = None
 
 
 class NarRenderer:
     """Renders NARs from the given services. Thread-safe.
 
-    Keeps the NAR size of every Directory it has measured: about 150 bytes each.
+    Keeps the NAR sizes of Directories it has measured, about 150 bytes each, and of a million at most
+    (more while it measures a tree that has more).
     """
 
     def __init__(self, blobs: BlobService, directories: DirectoryService) -> None:
@@ -54,12 +60,13 @@ class NarRenderer:
             return framing.file_size(node.size, node.executable)
         if isinstance(node, SymlinkNode):
             return framing.symlink_size(len(node.target))
-        if node.digest not in self._sizes:
-            self._measure(node)
-        return self._sizes[node.digest]
+        size = self._sizes.get(node.digest)
+        return self._measure(node) if size is None else size
 
-    def _measure(self, root: DirectoryNode) -> None:
+    def _measure(self, root: DirectoryNode) -> int:
         """Fills ``_sizes`` for everything below ``root``, children first, without recursion."""
+        if len(self._sizes) >= _MAX_SIZES:
+            self._sizes = {}  # Another thread may still be filling the old one, and goes on with that.
         sizes = self._sizes
         stack = [(root.digest, get_directory(self._directories, root.digest))]
         levels = [Children(self._directories, stack[0][1])]
@@ -74,16 +81,22 @@ class NarRenderer:
                 digest, directory = stack.pop()
                 levels.pop()
                 sizes[digest] = framing.DIRECTORY_SIZE + sum(
-                    framing.entry_overhead(len(name)) + self._known_size(node) for name, node in directory
+                    framing.entry_overhead(len(name))
+                    + (sizes[node.digest] if isinstance(node, DirectoryNode) else self._node_size(node))
+                    for name, node in directory
                 )
-
-    def _known_size(self, node: Node) -> int:
-        if isinstance(node, DirectoryNode):
-            return self._sizes[node.digest]
-        return self._node_size(node)
+        return sizes[root.digest]
 
     def stream(self, root: Node, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The bytes ``start`` to ``stop`` (default: the end) of the NAR, in pieces of about 1 MiB.
+
+        Raises as ``groups`` does.
+        """
+        return map(b"".join, self.groups(root, start, stop))
+
+    def groups(self, root: Node, start: int = 0, stop: int | None = None) -> Iterator[list[bytes]]:
+        """Like ``stream``, but in lists of pieces of about 1 MiB together: what a vectored write takes
+        without their being joined.
 
         Raises ``NotFound`` (a blob or Directory is missing) and ``Corrupt`` (a blob does not match
         its digest, or has another length than its node says); nothing is ever padded or cut.
@@ -91,8 +104,7 @@ class NarRenderer:
         if start < 0 or (stop is not None and stop < start):
             raise InvalidRequest(f"no such range of a NAR: {start} to {stop}")
         parts = self._all_parts(root) if start == 0 else self._parts_from(root, start)
-        rendered = self._render(parts)
-        return rendered if stop is None else _limited(rendered, stop - start)
+        return self._render(parts if stop is None else _first(parts, stop - start))
 
     def hash(self, root: Node) -> Nar:
         """Renders the NAR to its size and sha256. Raises like ``stream``."""
@@ -103,29 +115,31 @@ class NarRenderer:
             size += len(piece)
         return Nar(size, hasher.digest())
 
-    def _render(self, parts: Iterator[_Part]) -> Iterator[bytes]:
+    def _render(self, parts: Iterator[_Part]) -> Iterator[list[bytes]]:
         pieces: list[bytes] = []
         size = 0
-        for (head, node, skip), contents in with_contents(self._blobs, parts, _small_file):
+        for (head, node, skip, stop), contents in with_contents(self._blobs, parts, _small_file):
             pieces.append(head)
             size += len(head)
             if node is None:
                 pass
             elif node.size <= WHOLE_FILE_LIMIT:
-                pieces.append(contents[skip:] if skip else contents)
-                size += len(contents) - skip
+                if skip or stop is not None:
+                    contents = contents[skip:stop]
+                pieces.append(contents)
+                size += len(contents)
             else:
-                for piece in large_file(self._blobs, node, skip):
+                for piece in large_file(self._blobs, node, skip, stop):
                     pieces.append(piece)
                     size += len(piece)
                     if size >= PIECE_BYTES:
-                        yield b"".join(pieces)
+                        yield pieces
                         pieces, size = [], 0
             if size >= PIECE_BYTES:
-                yield b"".join(pieces)
+                yield pieces
                 pieces, size = [], 0
         if size:
-            yield b"".join(pieces)
+            yield pieces
 
     def _all_parts(self, root: Node) -> Iterator[_Part]:
         """The whole NAR. What closes an entry is put before the next, so that a file is one part."""
@@ -239,10 +253,17 @@ class _Cut:
                 self.left = 0
 
 
-def _limited(pieces: Iterator[bytes], left: int) -> Iterator[bytes]:
-    while left > 0 and (piece := next(pieces, None)) is not None:
-        yield piece[:left]
-        left -= len(piece)
+def _first(parts: Iterator[_Part], left: int) -> Iterator[_Part]:
+    """The first ``left`` bytes of ``parts``; the files behind them are not even looked at."""
+    while left > 0 and (part := next(parts, None)) is not None:
+        head = part.framing[:left]
+        left -= len(head)
+        if part.file is None or not left:
+            yield _Part(head)
+        else:
+            stop = min(part.file.size, part.skip + left)
+            left -= stop - part.skip
+            yield _Part(head, part.file, part.skip, stop)
 
 
 class NarCalculation(ABC):
@@ -265,5 +286,9 @@ class RenderingNarCalculation(NarCalculation):
         if known is not None:
             return known
         nar = self._renderer.hash(node)
-        self._nar_nodes.put(node, nar)
+        try:
+            self._nar_nodes.put(node, nar)
+        except (PermissionDenied, Unavailable) as error:
+            # A store that is open read-only, or a full disk: the answer is right all the same.
+            LOGGER.debug("the NAR hash of a tree cannot be remembered: %s", error)
         return nar

@@ -39,16 +39,15 @@ class LocalPathInfoService(PathInfoService):
             return found
 
         def change(transaction: TableTransaction) -> PathInfo:
-            data = transaction.get(PATH_INFOS, path_info.digest)
-            stored = None if data is None else _decode(path_info.digest, data)
+            stored = _stored(transaction, path_info.digest, damaged_is_none=replace)
             result = united(None if replace else stored, path_info)
             if result != stored:
-                if stored is not None and stored.references != result.references:
-                    _forget_references(transaction, stored)
                 record = Record(_TAG, result.digest, encode_path_info(result))
                 transaction.put(PATH_INFOS, record)
-                for reference in set(result.references):
-                    transaction.put(REFERRERS, Record(_TAG, reference + result.digest, b""))
+                if stored is None or stored.references != result.references:
+                    _forget_references(transaction, stored)
+                    for reference in set(result.references):
+                        transaction.put(REFERRERS, Record(_TAG, reference + result.digest, b""))
             return result
 
         return self._store.update(change)
@@ -64,9 +63,8 @@ class LocalPathInfoService(PathInfoService):
         def change(transaction: TableTransaction) -> int:
             count = 0
             for digest in digests:
-                if (data := transaction.get(PATH_INFOS, digest)) is not None:
-                    _forget_references(transaction, _decode(digest, data))
-                    count += transaction.delete(PATH_INFOS, digest)
+                _forget_references(transaction, _stored(transaction, digest, damaged_is_none=True))
+                count += transaction.delete(PATH_INFOS, digest)
             return count
 
         return self._store.update(change)
@@ -88,9 +86,21 @@ class LocalPathInfoService(PathInfoService):
             self._store.close()
 
 
-def _forget_references(transaction: TableTransaction, path_info: PathInfo) -> None:
-    for reference in set(path_info.references):
-        transaction.delete(REFERRERS, reference + path_info.digest)
+def _stored(transaction: TableTransaction, digest: bytes, *, damaged_is_none: bool) -> PathInfo | None:
+    """The stored path info. Damage must not stand in the way of replacing or deleting it."""
+    try:
+        data = transaction.get(PATH_INFOS, digest)
+        return None if data is None else _decode(digest, data)
+    except Corrupt:
+        if damaged_is_none:
+            return None
+        raise
+
+
+def _forget_references(transaction: TableTransaction, path_info: PathInfo | None) -> None:
+    if path_info is not None:
+        for reference in set(path_info.references):
+            transaction.delete(REFERRERS, reference + path_info.digest)
 
 
 def _decode(digest: bytes, data: bytes) -> PathInfo:

@@ -35,8 +35,10 @@ class MemoryPathInfoService(PathInfoService):
             return [self._path_infos[digest] for digest in digests[start : start + limit]]
 
     def delete_many(self, digests: Sequence[bytes]) -> int:
+        for digest in digests:
+            check_path_digest(digest)
         with self._lock:
-            return sum(self._path_infos.pop(check_path_digest(d), None) is not None for d in digests)
+            return sum(self._path_infos.pop(digest, None) is not None for digest in digests)
 
     def referrers(self, digest: bytes) -> Sequence[bytes]:
         check_path_digest(digest)

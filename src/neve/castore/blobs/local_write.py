@@ -1,0 +1,248 @@
+"""Writing blobs to the embedded store: what records they become, batches, writers.
+
+Small blobs are records that share frames; a blob over ``WHOLE_FILE_LIMIT`` is cut into chunks, each
+a record of its own, plus a record with the list of them. The tag says which of the three it is::
+
+    CHUNK   a piece of some blob; readable by digest, but not listed
+    BLOB    a whole small blob
+    LIST    the chunk list of a large blob, sealed
+
+A chunk that is put as a blob is stored again under the higher tag, so that it is listed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from blake3 import blake3
+
+from neve.castore.blobs.base import BlobBatch, BlobWriter, Chunk
+from neve.castore.blobs.chunks import Chunker, encode_chunk_list
+from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest
+from neve.errors import Corrupt, InvalidRequest
+from neve.packstore.frames import FRAME_TARGET, Record
+from neve.packstore.store import PackStore, Table, seal, unseal
+from neve.tree import WHOLE_FILE_LIMIT
+
+CHUNK, BLOB, LIST = 1, 2, 3
+
+_TABLE_ID = 1
+_MAX_GROUP = 1024
+_MAX_QUEUED_GROUPS = 6
+_WRITE_BLOCK = 1024 * 1024
+
+
+def _proves(tag: int, key: bytes, data: bytes) -> bool:
+    if tag != LIST:
+        return b3_digest(data) == key
+    try:
+        unseal(_TABLE_ID, key, data)
+    except Corrupt:
+        return False
+    return True
+
+
+BLOBS = Table(_TABLE_ID, "blobs", _proves)
+
+
+def worker_count() -> int:
+    """Threads that help one caller: its own thread is busy too, so one processor is left to it."""
+    return max(1, min(4, (os.cpu_count() or 1) - 1))
+
+
+class LocalBlobBatch(BlobBatch):
+    """Stages blobs in frames. Threads of its own look up, compress and append, a bounded number ahead.
+
+    Only hashing is done by the caller's thread: it needs the digests at once.
+    """
+
+    def __init__(self, store: PackStore) -> None:
+        self._store = store
+        self._epoch = store.writer.epoch
+        self._group: list[Record] = []
+        self._group_bytes = 0
+        self._threads: ThreadPoolExecutor | None = None
+        self._queued: deque[Future[None]] = deque()
+        # What the threads share: new small blobs until they fill a frame, and what is being staged.
+        self._lock = threading.Lock()
+        self._small: list[Record] = []
+        self._small_bytes = 0
+        self._staging: set[Digest] = set()
+
+    def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
+        digests = [blake3(blob).digest() for blob in blobs]
+        self._add([Record(BLOB, digest, blob) for digest, blob in zip(digests, blobs, strict=True) if blob])
+        return digests
+
+    def put_chunks(self, chunks: Sequence[memoryview]) -> list[Chunk]:
+        """Stores pieces of a large blob."""
+        records = [Record(CHUNK, blake3(chunk).digest(), chunk) for chunk in chunks]
+        self._add(records)
+        return [Chunk(record.key, len(record.data)) for record in records]
+
+    def put_list(self, digest: Digest, chunks: Sequence[Chunk]) -> None:
+        """Stores the chunk list of a large blob; its chunks were put before."""
+        self._add([Record(LIST, digest, seal(_TABLE_ID, digest, encode_chunk_list(chunks)))])
+
+    def _add(self, records: Sequence[Record]) -> None:
+        self._group.extend(records)
+        self._group_bytes += sum([len(record.data) for record in records])
+        if self._group_bytes >= FRAME_TARGET or len(self._group) >= _MAX_GROUP:
+            self._submit()
+
+    def _submit(self) -> None:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(worker_count(), thread_name_prefix="neve-pack")
+        while len(self._queued) >= _MAX_QUEUED_GROUPS or (self._queued and self._queued[0].done()):
+            self._queued.popleft().result()
+        self._queued.append(self._threads.submit(self._process, self._group))
+        self._group, self._group_bytes = [], 0
+
+    def _process(self, records: list[Record]) -> None:
+        """Stages what is new of ``records``; a small blob only once a frame is full."""
+        stored = self._store.locate(BLOBS, [record.key for record in records])
+        full: list[list[Record]] = []
+        with self._lock:
+            for record in records:
+                known = stored.get(record.key)
+                if (known is not None and known.tag >= record.tag) or record.key in self._staging:
+                    continue
+                self._staging.add(record.key)
+                size = len(record.data)
+                if size >= FRAME_TARGET // 2:
+                    full.append([record])
+                    continue
+                if self._small_bytes + size > FRAME_TARGET:
+                    full.append(self._take_small())
+                self._small.append(record)
+                self._small_bytes += size
+        for group in full:
+            self._stage(group)
+
+    def _take_small(self) -> list[Record]:
+        taken, self._small, self._small_bytes = self._small, [], 0
+        return taken
+
+    def _stage(self, records: list[Record]) -> None:
+        self._store.stage(BLOBS, records)
+        with self._lock:
+            # From here on the writer knows them, and answers for this batch as for any other.
+            self._staging.difference_update([record.key for record in records])
+
+    def _drain(self) -> None:
+        if self._group:
+            self._submit()
+        while self._queued:
+            self._queued.popleft().result()
+        if self._small:
+            self._stage(self._take_small())
+
+    def open_write(self) -> BlobWriter:
+        return LocalBlobWriter(self, owns_batch=False)
+
+    def keep_many(self, digests: Sequence[Digest]) -> list[Digest]:
+        self._drain()
+        found = self._store.locate(BLOBS, digests)
+        return [d for d in digests if d not in found and d != EMPTY_BLOB]
+
+    def commit(self) -> None:
+        self._drain()
+        self._store.writer.commit(self._epoch)
+
+    def close(self) -> None:
+        self._group, self._group_bytes = [], 0
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+            self._threads = None
+        self._queued.clear()
+        self._take_small()
+        self._staging.clear()
+
+
+class LocalBlobWriter(BlobWriter):
+    """Writes one blob of any length: whole if it stays small, else chunk by chunk."""
+
+    def __init__(self, batch: LocalBlobBatch, *, owns_batch: bool) -> None:
+        self._batch = batch
+        self._owns_batch = owns_batch
+        self._hasher = blake3()
+        self._block: list[bytes] = []
+        self._block_bytes = 0
+        self._chunker: Chunker | None = None
+        self._chunks: list[Chunk] = []
+        self._digest: Digest | None = None
+        self._state = "open"
+
+    def write(self, data: bytes) -> int:
+        self._check_open()
+        self._block.append(bytes(data))
+        self._block_bytes += len(data)
+        if self._block_bytes >= _WRITE_BLOCK:
+            with _failing(self):
+                self._cut()
+        return len(data)
+
+    def _check_open(self) -> None:
+        if self._state == "failed":
+            raise InvalidRequest("the blob writer was previously closed with an error")
+        if self._state != "open":
+            raise InvalidRequest(f"the blob writer is {self._state}")
+
+    def _cut(self) -> None:
+        if self._chunker is None:
+            self._chunker = Chunker()
+        pieces, self._block, self._block_bytes = self._block, [], 0
+        for piece in pieces:
+            self._hasher.update(piece)
+        self._chunks += self._batch.put_chunks(self._chunker.feed(pieces))
+
+    def close(self) -> Digest:
+        if self._digest is not None:
+            return self._digest
+        self._check_open()
+        with _failing(self):
+            digest = self._finish()
+            if self._owns_batch:
+                self._batch.commit()
+        self._digest, self._state = digest, "closed"
+        if self._owns_batch:
+            self._batch.close()
+        return digest
+
+    def _finish(self) -> Digest:
+        if self._chunker is None and self._block_bytes <= WHOLE_FILE_LIMIT:
+            return self._batch.put_many([b"".join(self._block)])[0]
+        self._cut()
+        assert self._chunker is not None
+        self._chunks += self._batch.put_chunks(self._chunker.finish())
+        digest = self._hasher.digest()
+        self._batch.put_list(digest, self._chunks)
+        return digest
+
+    def abandon(self) -> None:
+        if self._state == "open":
+            self.give_up("abandoned")
+
+    def give_up(self, state: str) -> None:
+        self._state = state
+        self._block, self._chunks, self._chunker = [], [], None
+        if self._owns_batch:
+            self._batch.close()
+
+
+class _failing:  # noqa: N801 - reads as a statement
+    """Marks a writer as failed if the block raises."""
+
+    def __init__(self, writer: LocalBlobWriter) -> None:
+        self._writer = writer
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._writer.give_up("failed")

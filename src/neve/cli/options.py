@@ -1,0 +1,193 @@
+"""What several commands share: which store, and how store paths are given.
+
+The environment is read here and nowhere below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+import click
+
+from neve.errors import InvalidRequest, NotFound
+from neve.registry import parse_address
+from neve.telemetry import LOGGER
+
+if TYPE_CHECKING:
+    from neve.library import Store
+    from neve.nix.store_path import StorePath
+
+    _StorePathBase = click.ParamType[StorePath]
+else:
+    _StorePathBase = click.ParamType
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """The store that a command line names."""
+
+    url: str
+    blob_service: str | None = None
+    directory_service: str | None = None
+    path_info_service: str | None = None
+
+    @contextlib.contextmanager
+    def open(self, *, write: bool = False) -> Iterator[Store]:
+        """The opened store. Only with ``write``, an embedded store is made if it is missing.
+
+        After an interrupt it is not closed: that would first commit what is pending, and the end of
+        the process closes it as well.
+        """
+        from neve.library import open_store
+
+        def adjusted(url: str) -> str:
+            return url if write else _read_only(url)
+
+        blobs, directories, path_infos = [
+            url and adjusted(url)
+            for url in (self.blob_service, self.directory_service, self.path_info_service)
+        ]
+        LOGGER.debug("opening the store %s", self.url)
+        try:
+            store = open_store(
+                adjusted(self.url),
+                blob_service=blobs,
+                directory_service=directories,
+                path_info_service=path_infos,
+            )
+        except NotFound as error:
+            raise NotFound(f"{error}; name another with --store, or import something first") from error
+        interrupted = False
+        try:
+            yield store
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
+        finally:
+            if not interrupted:
+                store.close()
+
+    def whole(self) -> str:
+        """The address, for what works on a store as a whole and not on a mix of services."""
+        if self.blob_service or self.directory_service or self.path_info_service:
+            raise click.UsageError(
+                "this works on one whole store: leave out the addresses of single services"
+            )
+        return self.url
+
+
+def _read_only(url: str) -> str:
+    """The address for commands that only read: they need no permission to write, and create nothing."""
+    address = parse_address(url)
+    if address.scheme != "local" or not address.path or "mode" in address.parameters:
+        return url
+    return f"{url}{'&' if address.parameters else '?'}mode=ro"
+
+
+def default_store() -> str:
+    """Where the store is if nobody says it."""
+    if os.geteuid() == 0:
+        return "local:///var/lib/neve"
+    return f"local://{quote(os.fsencode(_xdg_folder('XDG_DATA_HOME', '.local/share')))}"
+
+
+def stat_cache_folder() -> str:
+    """Where ``--stat-cache`` remembers what it has seen."""
+    return os.path.join(_xdg_folder("XDG_CACHE_HOME", ".cache"), "stat")
+
+
+def _xdg_folder(variable: str, below_home: str) -> str:
+    """Our folder in one of those of the XDG Base Directory Specification; a relative one is ignored."""
+    base = os.environ.get(variable, "")
+    if not os.path.isabs(base):
+        base = os.path.join(os.path.expanduser("~"), below_home)
+    if not os.path.isabs(base):
+        raise click.UsageError(
+            f"no home folder is known; set HOME or {variable}, or name a store with --store"
+        )
+    return os.path.join(base, "neve")
+
+
+def _check_address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        try:
+            parse_address(value)
+        except InvalidRequest as error:
+            raise click.BadParameter(str(error)) from error
+    return value
+
+
+def _address_option(name: str, variable: str, what: str) -> Callable[[Command], Command]:
+    return click.option(
+        name, metavar="URL", envvar=variable, show_envvar=True, callback=_check_address, help=what
+    )
+
+
+def store_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that name the store; the command gets them as ``store: StoreOptions``."""
+
+    @wraps(function)
+    def command(
+        store: str | None,
+        blob_service_addr: str | None,
+        directory_service_addr: str | None,
+        path_info_service_addr: str | None,
+        **others: Any,
+    ) -> None:
+        services = (blob_service_addr, directory_service_addr, path_info_service_addr)
+        function(store=StoreOptions(store or default_store(), *services), **others)
+
+    options = [
+        _address_option(
+            "--store",
+            "NEVE_STORE",
+            "The store, e.g. local:///srv/neve. Default: /var/lib/neve for root, else ~/.local/share/neve.",
+        ),
+        _address_option("--blob-service-addr", "BLOB_SERVICE_ADDR", "Where the blobs are, if not there."),
+        _address_option(
+            "--directory-service-addr", "DIRECTORY_SERVICE_ADDR", "Where the Directories are, if not there."
+        ),
+        _address_option(
+            "--path-info-service-addr", "PATH_INFO_SERVICE_ADDR", "Where the path infos are, if not there."
+        ),
+    ]
+    wrapped: Callable[..., None] = command
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+class StorePathType(_StorePathBase):
+    """A store path, absolute or as base name."""
+
+    name = "store_path"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> StorePath:
+        from neve.nix.store_path import STORE_DIR, StorePath
+
+        if isinstance(value, StorePath):
+            return value
+        try:
+            return StorePath.parse(value if value.startswith("/") else f"{STORE_DIR}/{value}")
+        except InvalidRequest as error:
+            self.fail(str(error), parameter, context)
+
+
+STORE_PATH = StorePathType()
+
+size_rule_option = click.option(
+    "--directory-size-rule",
+    "size_rule",
+    type=click.Choice(["exact", "snix"]),
+    help="How sizes of Directories are counted (default: as in this store so far).",
+)

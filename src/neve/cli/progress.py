@@ -1,0 +1,125 @@
+"""Progress bars on a terminal: nothing is imported, drawn or measured for anyone else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from neve.telemetry import NO_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Display
+    from rich.progress import ProgressColumn, TaskID
+
+_DELAY_SECONDS = 0.4
+"""What is over sooner shows no bar."""
+
+_INTERVAL_SECONDS = 0.1
+
+_CURRENT_WIDTH = 40
+_MARGIN = 4
+
+
+def is_shown() -> bool:
+    """Whether anyone looks: stderr is a terminal that can move its cursor."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A bar for what happens in the block, gone after it."""
+    if not is_shown():
+        yield NO_PROGRESS
+        return
+    bar = _Bar(what)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+class _Bar:
+    """Counts, and from time to time shows. ``start`` may be called again for the next stage."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._total: int | None = None
+        self._done = 0
+        self._current = ""
+        self._display: Display | None = None
+        self._task: TaskID | None = None
+        self._due = time.monotonic() + _DELAY_SECONDS
+
+    def start(self, total: int | None) -> None:
+        self.close()
+        self._total, self._done = total, 0
+
+    def advance(self, amount: int, current: str = "") -> None:
+        self._done += amount
+        if current:
+            self._current = current
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + _INTERVAL_SECONDS
+            self._show()
+
+    def _show(self) -> None:
+        if self._display is None or self._task is None:
+            self._display = _display(known=self._total is not None)
+            self._task = self._display.add_task(self._what, total=self._total, current="")
+            self._display.start()
+        current = self._current
+        if len(current) > _CURRENT_WIDTH:
+            current = "…" + current[1 - _CURRENT_WIDTH :]
+        self._display.update(self._task, completed=self._done, current=current)
+
+    def close(self) -> None:
+        if self._display is not None:
+            self._display.stop()
+            self._display = self._task = None
+
+
+def _display(*, known: bool) -> Display:
+    from rich.console import Console, ConsoleDimensions
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        FileSizeColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Display
+    from rich.table import Column
+
+    class Narrower(Console):
+        """Leaves room at the right, where the terminal echoes ``^C``; in the last column it would
+        begin a new line, and the bar would stay behind."""
+
+        @property  # type: ignore[misc]
+        def size(self) -> ConsoleDimensions:
+            width, height = super().size
+            return ConsoleDimensions(max(1, width - _MARGIN), height)
+
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False)]
+    if known:
+        columns += [BarColumn(24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    else:
+        columns += [SpinnerColumn(), FileSizeColumn(), TransferSpeedColumn(), TimeElapsedColumn()]
+    current = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    columns.append(TextColumn("{task.fields[current]}", markup=False, table_column=current))
+    return Display(
+        *columns,
+        console=Narrower(stderr=True),
+        # Log lines go above the bar; results are none of its business.
+        redirect_stdout=False,
+        redirect_stderr=True,
+        transient=True,
+        expand=True,
+    )

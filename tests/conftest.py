@@ -1,0 +1,67 @@
+"""What tests need of the machine, told by markers: a test whose need is not met is skipped.
+
+With ``NEVE_REQUIRE_ALL`` in the environment it fails instead, so that no gap goes unnoticed where
+everything is supposed to be there.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+REQUIRE_ALL = "NEVE_REQUIRE_ALL"
+
+
+def _program(name: str) -> str | None:
+    return None if shutil.which(name) else f"{name} is not installed"
+
+
+def _mounts() -> str | None:
+    if os.geteuid() != 0:
+        return "not root"
+    # In a mount namespace of its own, so that nothing is left behind.
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/tmp"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "root may not mount here"
+    return None
+
+
+# Each tells what is missing, or None.
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "nix": lambda: _program("nix-store"),
+    "root": _mounts,
+    "strace": lambda: _program("strace"),
+}
+
+
+@functools.cache
+def missing(marker: str) -> str | None:
+    return NEEDS[marker]()
+
+
+def pytest_report_header() -> list[str]:
+    reasons = {marker: missing(marker) for marker in NEEDS}
+    lines = [f"  marked {marker}: {reason}" for marker, reason in reasons.items() if reason]
+    if not lines:
+        return []
+    fate = "will fail" if os.environ.get(REQUIRE_ALL) else "are left out"
+    return [f"these tests {fate} (run `make test-system-deps` as root):", *lines]
+
+
+# Before pytest's own look at the marks skip and skipif, which would hide what is missing.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    reasons = (missing(marker) for marker in NEEDS if item.get_closest_marker(marker))
+    reason = next(filter(None, reasons), None)
+    if reason is None:
+        return
+    if os.environ.get(REQUIRE_ALL):
+        pytest.fail(f"{reason}, and {REQUIRE_ALL} is set", pytrace=False)
+    pytest.skip(reason)
