@@ -136,7 +136,7 @@ def large_file(
         reader.seek(start)
         left = (node.size if stop is None else min(stop, node.size)) - start
         while left > 0:
-            piece = reader.read(min(left, WHOLE_FILE_LIMIT))
+            piece = reader.read_piece(min(left, WHOLE_FILE_LIMIT))
             if not piece:
                 raise wrong_length(node, node.size - left)
             left -= len(piece)

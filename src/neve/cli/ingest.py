@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from neve.nix.store_path import StorePath
     from neve.store.importer import ImportOptions
 
-BYTES_PATH = click.Path(path_type=bytes)
+BYTES_PATH = click.Path(readable=False, path_type=bytes)
 
 _ARCHIVE_SUFFIXES = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
 _COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")

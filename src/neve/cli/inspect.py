@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 1024 * 1024
 
-IN_STORE = click.Path(path_type=bytes)
+IN_STORE = click.Path(readable=False, path_type=bytes)
 """A path in the store: a store path, absolute or as base name, and perhaps more below it."""
 
 
@@ -154,13 +154,13 @@ def cat(store: StoreOptions, paths: tuple[bytes, ...]) -> None:
 def file_contents(store: Store, path: bytes) -> Iterator[bytes]:
     """The contents of a file in pieces. Raises ``Unsupported`` for anything else."""
     from neve.castore.ingest.filesystem import show_path
-    from neve.castore.node import FileNode, SymlinkNode
+    from neve.castore.node import SymlinkNode
 
     node = store.existing_node(path)
     if isinstance(node, SymlinkNode):
         target = show_path(node.target)
         raise Unsupported(f"{show_path(path)} is a symlink, which is not followed; it points to {target}")
-    with store.open_node(node) if isinstance(node, FileNode) else store.open(path) as reader:
+    with store.open(path) as reader:
         while piece := reader.read(_PIECE_BYTES):
             yield piece
 

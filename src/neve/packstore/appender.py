@@ -1,4 +1,4 @@
-"""One process's pack files: appending, syncing, and what a crash left at the end of a pack.
+"""One process's pack files: appending, syncing, and which pack to append to.
 
 Only the holder of a pack's lock (``flock``) appends to it or truncates it. Pack ids come from a
 counter in the index and are never given out twice, so a name never means something else later.
@@ -6,6 +6,7 @@ counter in the index and are never given out twice, so a name never means someth
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from neve.errors import Corrupt
 from neve.packstore import pack
-from neve.packstore.index import Index, Location, make_place
+from neve.packstore.index import Index, IndexWriter
 from neve.packstore.layout import PACKS_DIR, os_errors, pack_ids, pack_name, sync_directory
 
 PACK_LIMIT = 512 * 1024 * 1024
@@ -32,8 +33,6 @@ class OpenPack:
         self.path = path
         self.dirty = 0
         """Bytes appended since the last sync that the writer knows of."""
-        self.before_mark: int | None = None
-        """While a commit is under way: the end of the pack before the commit's own frames."""
 
     def append(self, *parts: bytes | memoryview) -> int:
         """Appends ``parts``; returns the offset. On failure the file is as it was."""
@@ -49,15 +48,18 @@ class OpenPack:
                         if not count:
                             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                         written += count
-            except OSError:
-                self.truncate(offset)
+            except BaseException:
+                # What cannot be cut off is overwritten by the next append.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self.fd, offset)
                 raise
         self.end = offset + size
         self.dirty += size
         return offset
 
     def truncate(self, end: int) -> None:
-        os.ftruncate(self.fd, end)
+        with os_errors(f"cannot truncate {self.path}"):
+            os.ftruncate(self.fd, end)
         self.end = end
 
     def sync(self) -> None:
@@ -68,116 +70,77 @@ class OpenPack:
         os.close(self.fd)
 
 
-def open_pack(store: Path, index: Index) -> OpenPack:
-    """A pack to append to: one that no process holds and that has room, else a new one."""
-    committed = index.pack_lengths()
-    with os_errors(f"cannot open a pack of {store}"):
-        for pack_id in pack_ids(store):
-            if (found := _try_adopt(store, index, pack_id, committed.get(pack_id, 0))) is None:
-                continue
-            if found.end < PACK_LIMIT:
-                return found
-            found.close()
-        return _create(store, index)
-
-
-def _try_adopt(store: Path, index: Index, pack_id: int, committed: int) -> OpenPack | None:
-    """Takes the lock of a pack that is free and needs it: it has room, or a tail to be reclaimed."""
-    path = store / PACKS_DIR / pack_name(pack_id)
-    size = path.stat().st_size
-    if size >= PACK_LIMIT and size == committed:
+def lock_pack(path: Path, pack_id: int) -> OpenPack | None:
+    """Takes the lock of a pack; None if another process holds it, or the pack is gone."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
         return None
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # What was read before the lock may be old: its holder may have committed meanwhile.
-        committed = index.pack_lengths().get(pack_id, 0)
-        end = _recover(fd, path, index, pack_id, committed)
+        stat = os.fstat(fd)
     except BlockingIOError:
-        os.close(fd)
-        return None
-    except Corrupt:
-        # Left as it is for `verify` to report; another pack is appended to.
         os.close(fd)
         return None
     except BaseException:
         os.close(fd)
         raise
-    return OpenPack(fd, pack_id, end, path)
+    if not stat.st_nlink:
+        os.close(fd)
+        return None
+    return OpenPack(fd, pack_id, stat.st_size, path)
 
 
-def _recover(fd: int, path: Path, index: Index, pack_id: int, committed: int) -> int:
-    """Brings a pack whose writer died into order; returns its end.
+def open_pack(store: Path, index: Index, key: bytes) -> OpenPack:
+    """A pack to append to: one that no process holds and that has room, else a new one."""
+    committed = index.pack_lengths()
+    with os_errors(f"cannot open a pack of {store}"):
+        for pack_id in pack_ids(store):
+            path = store / PACKS_DIR / pack_name(pack_id)
+            if committed.get(pack_id, 0) >= PACK_LIMIT or not (found := lock_pack(path, pack_id)):
+                continue
+            if _is_clean(found, index, key):
+                return found
+            found.close()
+        return _create(store, index, key)
 
-    Frames behind the committed length that a commit mark covers are put into the index (the writer
-    died between the two, or the index is older than the pack); what lies behind the last mark was
-    never acknowledged and is cut off.
+
+def _is_clean(found: OpenPack, index: Index, key: bytes) -> bool:
+    """Whether a pack can be appended to: it has room and ends where the index says.
+
+    Recovery has had its turn, so a longer or shorter one is for ``verify`` to report.
     """
-    size = os.fstat(fd).st_size
-    if size < committed:
-        raise Corrupt(f"{path} is truncated: {size} bytes, {committed} were committed")
-    if size < pack.HEADER_SIZE and not committed:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, pack.encode_header(pack_id), 0)
-        return pack.HEADER_SIZE
-    pack.check_header(os.pread(fd, pack.HEADER_SIZE, 0), pack_id, str(path))
-    end = max(committed, pack.HEADER_SIZE)
-    if size == end:
-        return end
-    waiting: list[pack.Frame] = []
-    for frame in pack.scan(fd, end):
-        if isinstance(frame, pack.Damage):
-            break
-        if frame.kind == pack.COMMIT:
-            _index_frames(index, pack_id, waiting, frame.end)
-            waiting, end = [], frame.end
-        else:
-            waiting.append(frame)
-    os.ftruncate(fd, end)
-    return end
+    # Looked up under the lock: before, its holder may have gone on committing.
+    committed = index.pack_lengths().get(found.id, 0)
+    if found.end >= PACK_LIMIT or found.end != max(committed, pack.HEADER_SIZE):
+        return False
+    try:
+        pack.check_header(os.pread(found.fd, pack.HEADER_SIZE, 0), found.id, key, str(found.path))
+    except Corrupt:
+        return False
+    return True
 
 
-def _index_frames(index: Index, pack_id: int, frames: list[pack.Frame], end: int) -> None:
-    """Adds the records of ``frames`` that the index does not have. What it has is newer or equal."""
-    with index.write() as txn:
-        for frame in frames:
-            for entry in frame.entries:
-                if entry.tag != pack.TOMBSTONE:
-                    txn.put_absent(entry.table, [(entry.key, frame_location(pack_id, frame, entry))])
-        txn.set_pack_length(pack_id, end)
+def _create(store: Path, index: Index, key: bytes) -> OpenPack:
+    def next_id(txn: IndexWriter) -> int:
+        on_disk = pack_ids(store)
+        pack_id = max(txn.counter(_NEXT_ID), on_disk[-1] + 1 if on_disk else 1)
+        txn.set_counter(_NEXT_ID, pack_id + 1)
+        return pack_id
 
-
-def frame_location(pack_id: int, frame: pack.Frame, entry: pack.Entry) -> Location:
-    """Where ``entry`` of ``frame`` lies, as the index keeps it."""
-    return Location(
-        entry.tag,
-        make_place(pack_id, frame.payload_offset),
-        frame.codec,
-        frame.stored_len,
-        frame.raw_len,
-        frame.payload_offset - frame.offset - pack.HEAD_SIZE,
-        entry.start,
-        entry.length,
-    )
-
-
-def _create(store: Path, index: Index) -> OpenPack:
     while True:
-        with index.write() as txn:
-            on_disk = pack_ids(store)
-            pack_id = max(txn.counter(_NEXT_ID), on_disk[-1] + 1 if on_disk else 1)
-            txn.set_counter(_NEXT_ID, pack_id + 1)
+        pack_id = index.run(next_id)
         path = store / PACKS_DIR / pack_name(pack_id)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.pwrite(fd, pack.encode_header(pack_id), 0)
-        except BlockingIOError:
-            # Another process has adopted the empty file in between; it is theirs.
-            os.close(fd)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        # In between another process may have found the empty file and adopted it.
+        if (created := lock_pack(path, pack_id)) is None:
             continue
+        try:
+            if created.end == 0:
+                created.append(pack.encode_header(pack_id, key))
+                sync_directory(store / PACKS_DIR)
+                return created
         except BaseException:
-            os.close(fd)
+            created.close()
             raise
-        sync_directory(store / PACKS_DIR)
-        return OpenPack(fd, pack_id, pack.HEADER_SIZE, path)
+        created.close()

@@ -7,19 +7,22 @@ on disk than a double-fast search with a 32 Ki-entry table, which costs a tenth 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import zstandard
 
 from neve.errors import Corrupt, LimitExceeded
 from neve.packstore import pack
-from neve.packstore.index import Location, offset_of, pack_of
 from neve.packstore.layout import pack_name
+from neve.packstore.location import Location, offset_of, pack_of
 
 FRAME_TARGET = 256 * 1024
 """Small records are gathered up to about this many bytes a frame: larger frames compress 3 % better,
 and cost a random read four times as much."""
+
+MAX_FRAME_RECORDS = 4096
+"""No frame has more records than this, however small they are: it bounds the table of entries."""
 
 _WINDOW_LOG, _CHAIN_LOG, _HASH_LOG, _MIN_MATCH = 18, 13, 15, 5
 
@@ -69,8 +72,11 @@ class _Codecs(threading.local):
 _codecs = _Codecs()
 
 
-def encode_frame(table: int, records: Sequence[Record]) -> EncodedFrame:
-    """Builds a data frame of ``records``, compressed if that makes it smaller."""
+def encode_frame(table: int, records: Sequence[Record], store_key: bytes, seq: int = 0) -> EncodedFrame:
+    """Builds a data frame of ``records``, compressed if that makes it smaller.
+
+    ``seq`` is for changes only: the transaction that makes them.
+    """
     for tag, key, data in records:
         if len(data) > pack.MAX_RECORD:
             raise LimitExceeded(f"record {key.hex()} has {len(data)} bytes, the limit is {pack.MAX_RECORD}")
@@ -84,15 +90,30 @@ def encode_frame(table: int, records: Sequence[Record]) -> EncodedFrame:
             payload, codec = packed, pack.ZSTD
     entries = pack.encode_entries([(table, tag, key, len(data)) for tag, key, data in records])
     head = pack.encode_head(
+        store_key,
         kind=pack.DATA,
         codec=codec,
-        seq=0,
+        seq=seq,
         count=len(records),
         entries=entries,
         payload=payload,
         raw_len=len(raw),
     )
     return EncodedFrame(head, entries, payload, codec, len(raw))
+
+
+def group_records(records: Iterable[Record], target: int = FRAME_TARGET) -> Iterator[list[Record]]:
+    """Splits records into groups of about ``target`` bytes, in order; a large record is alone."""
+    group: list[Record] = []
+    size = 0
+    for record in records:
+        if group and (size + len(record.data) > target or len(group) == MAX_FRAME_RECORDS):
+            yield group
+            group, size = [], 0
+        group.append(record)
+        size += len(record.data)
+    if group:
+        yield group
 
 
 def locations(frame: EncodedFrame, records: Sequence[Record], place: int) -> list[Location]:

@@ -2,7 +2,7 @@
 
 ::
 
-    store.json          {"format": "neve-store", "version": 1, "settings": {...}}
+    store.json          {"format": "neve-store", "version": 1, "key": ..., "settings": {...}, "check": ...}
     lock                flock: shared by every process that has the store open, exclusive to rebuild
     index/              the LMDB environment
     packs/NNNNNNNN.pack the pack files, eight lower-case hex digits
@@ -16,11 +16,14 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neve.errors import Corrupt, DiskFull, InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable
+from neve.packstore.pack import KEY_SIZE, check16
 
 FORMAT = "neve-store"
 VERSION = 1
@@ -95,27 +98,72 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+@dataclass(frozen=True)
+class Description:
+    """What ``store.json`` says: the key of the packs (32 bytes), and the settings."""
+
+    key: bytes
+    settings: dict[str, Any]
+
+
 def create(path: Path, settings: dict[str, Any]) -> None:
     """Makes an empty store in ``path``, which must be missing or empty. Safe against a second creator."""
     with os_errors(f"cannot create a store in {path}"):
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        known = {STORE_FILE, LOCK_FILE, INDEX_DIR, PACKS_DIR, TMP_DIR, "lost+found"}
-        strangers = [n for n in os.listdir(path) if n not in known and not n.startswith(f".{STORE_FILE}.")]
-        if strangers:
-            raise InvalidRequest(
-                f"{path} is not a neve store and not empty (it holds {sorted(strangers)[0]!r}); "
-                "name a new or empty folder"
-            )
-        for sub in (INDEX_DIR, PACKS_DIR, TMP_DIR):
-            (path / sub).mkdir(mode=0o755, exist_ok=True)
-        if not (path / STORE_FILE).exists():
-            document = {"format": FORMAT, "version": VERSION, "settings": settings}
+        _make_folder(path)
+        with _locked_folder(path):
+            if (path / STORE_FILE).exists():
+                return
+            known = {STORE_FILE, LOCK_FILE, INDEX_DIR, PACKS_DIR, TMP_DIR, "lost+found"}
+            found = [name for name in os.listdir(path) if not name.startswith(f".{STORE_FILE}.")]
+            if strangers := sorted(set(found) - known):
+                raise InvalidRequest(
+                    f"{path} is not a neve store and not empty (it holds {strangers[0]!r}); "
+                    "name a new or empty folder"
+                )
+            if (path / PACKS_DIR).exists() and pack_ids(path):
+                raise Corrupt(f"{path} holds the packs of a neve store, but {STORE_FILE} is missing")
+            for sub in (INDEX_DIR, PACKS_DIR, TMP_DIR):
+                (path / sub).mkdir(mode=0o755, exist_ok=True)
+            document = {
+                "format": FORMAT,
+                "version": VERSION,
+                "key": secrets.token_hex(KEY_SIZE),
+                "settings": settings,
+            }
+            document["check"] = _check_of(document)
             write_atomically(path / STORE_FILE, json.dumps(document, indent=1).encode() + b"\n")
-        sync_directory(path.parent)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of the store in ``path``; refuses a folder that is none, or of a newer version."""
+def _make_folder(path: Path) -> None:
+    """Makes ``path`` and what is missing above it, durably."""
+    if path.exists():
+        if not path.is_dir():
+            raise InvalidRequest(f"{path} is not a folder, so it cannot be a neve store")
+        return
+    _make_folder(path.parent)
+    path.mkdir(mode=0o755, exist_ok=True)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    """Keeps other creators of a store in ``path`` out."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is a store in ``path``, of whatever version."""
+    with os_errors(f"cannot open the store in {path}"):
+        return (path / STORE_FILE).exists()
+
+
+def read_description(path: Path) -> Description:
+    """Describes the store in ``path``; refuses a folder that is none, or of a newer version."""
     with os_errors(f"cannot open the store in {path}"):
         if path.exists() and not path.is_dir():
             raise InvalidRequest(f"{path} is not a folder, so it cannot be a neve store")
@@ -125,17 +173,30 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise NotFound(f"{path} is not a neve store (it has no {STORE_FILE})") from None
     try:
         document = json.loads(data)
-        name, version, settings = document["format"], document["version"], document["settings"]
+        name, version = document["format"], document["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise Corrupt(f"{path / STORE_FILE} cannot be read as a store description: {error}") from error
-    if name != FORMAT or not isinstance(version, int) or not isinstance(settings, dict):
+        raise Corrupt(f"{path / STORE_FILE} cannot be read as a store description: {error!r}") from error
+    if name != FORMAT or not isinstance(version, int):
         raise InvalidRequest(f"{path / STORE_FILE} does not describe a neve store")
     if version > VERSION:
         raise InvalidRequest(
             f"the store in {path} has format version {version}, "
             f"this neve knows up to {VERSION}: use a newer neve"
         )
-    return settings
+    if document.get("check") != _check_of(document):
+        raise Corrupt(f"{path / STORE_FILE} is damaged: it does not match its checksum")
+    return Description(bytes.fromhex(document["key"]), document["settings"])
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of the store in ``path``. Raises what ``read_description`` raises."""
+    return read_description(path).settings
+
+
+def _check_of(document: dict[str, Any]) -> str:
+    """The checksum of a store description, which is kept beside what it is over."""
+    checked = {name: value for name, value in document.items() if name != "check"}
+    return check16(json.dumps(checked, sort_keys=True).encode()).hex()
 
 
 class StoreLock:

@@ -3,20 +3,28 @@
 ::
 
     pack    = header frame*
-    header  = "neve-pack" version:u8 reserved:u16 id:u32                        (16 bytes)
+    header  = "neve-pack" version:u8 reserved:u16 id:u32 key:32 check:16          (64 bytes)
     frame   = head entries payload
-    head    = "NvFr" kind:u8 codec:u8 reserved:u16 count:u32 entries_len:u32
-              stored_len:u32 raw_len:u32 seq:u64 payload_check:16 head_check:16 (64 bytes)
+    head    = "NvFr" kind:u8 codec:u8 reserved:u16 count:u32 entries_len:u32 stored_len:u32
+              raw_len:u32 seq:u64 payload_check:16 entries_check:16 head_check:16 (80 bytes)
     entry   = table:u8 tag:u8 key_len:u8 length:u32 key
 
-Integers are little-endian. ``head_check`` is BLAKE3 (16 bytes) over the head before it and the
-entries, ``payload_check`` the same over the payload as stored. The records of a frame lie one after
-the other in the decompressed payload, in the order of the entries.
+Integers are little-endian. Checks are BLAKE3 (16 bytes): of the entries, of the payload as stored, and,
+keyed, of the head (header) before the check. The records of a frame lie one after the other in the
+decompressed payload, in the order of the entries.
 
 A *data* frame carries records. A *commit mark* carries none; it says that everything before it in
-this pack was made durable and put into the index by the transaction ``seq``. Transactions are
-numbered by the index, across processes, so the marks also order what several packs say of one key.
-What lies behind the last mark was never acknowledged.
+this pack was made durable by the transaction ``seq``, or an earlier one, before that went into the
+index. Transactions are numbered by the index, across processes, so the marks also order what several
+packs say of one key. What lies behind the last mark was never acknowledged.
+
+A data frame with a ``seq`` of its own holds changes: each record replaces what the key had, or deletes
+it. Records of the others, which are staged before their transaction is known, are added where the key
+has nothing (or something of a lower tag).
+
+The key is random, one for each store, and the same in all its packs. It tells frames of this store from
+bytes that look like some: a blob may be made of frames, and behind a damaged head the search for the next
+one goes through whatever lies there.
 """
 
 from __future__ import annotations
@@ -33,12 +41,14 @@ from neve.errors import Corrupt
 
 PACK_MAGIC = b"neve-pack"
 PACK_VERSION = 1
-_PACK_HEADER = struct.Struct("<9sBHI")
-HEADER_SIZE = _PACK_HEADER.size
+KEY_SIZE = 32
+CHECK_SIZE = 16
+_PACK_HEADER = struct.Struct("<9sBHI32s")
+HEADER_SIZE = _PACK_HEADER.size + CHECK_SIZE
 
 FRAME_MAGIC = b"NvFr"
-_HEAD = struct.Struct("<4sBBHIIIIQ16s")
-HEAD_SIZE = _HEAD.size + 16
+_HEAD = struct.Struct("<4sBBHIIIIQ16s16s")
+HEAD_SIZE = _HEAD.size + CHECK_SIZE
 _ENTRY = struct.Struct("<BBBI")
 
 DATA, COMMIT = 1, 2
@@ -50,8 +60,6 @@ TOMBSTONE = 0xFF
 MAX_RECORD = 80 * 1024 * 1024
 """Upper bound of one record in bytes: a Directory of 64 MiB, the largest object, and some air."""
 
-_MAX_FRAME = MAX_RECORD + 1024 * 1024
-_MAX_ENTRIES_LEN = 64 * 1024 * 1024
 _SCAN_STEP = 1024 * 1024
 
 
@@ -67,7 +75,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame's head, as found at ``offset`` of a pack."""
+    """A frame's head and entries, as found at ``offset`` of a pack."""
 
     offset: int
     kind: int
@@ -89,22 +97,31 @@ def check16(*parts: bytes | memoryview) -> bytes:
     hasher = blake3()
     for part in parts:
         hasher.update(part)
-    return hasher.digest(16)
+    return hasher.digest(CHECK_SIZE)
 
 
-def encode_header(pack_id: int) -> bytes:
-    return _PACK_HEADER.pack(PACK_MAGIC, PACK_VERSION, 0, pack_id)
+def _keyed_check(data: bytes, key: bytes) -> bytes:
+    return blake3(data, key=key).digest(CHECK_SIZE)
 
 
-def check_header(data: bytes, pack_id: int, path: str) -> None:
-    """Raises ``Corrupt`` unless ``data`` begins with the header of pack ``pack_id``."""
+def encode_header(pack_id: int, key: bytes) -> bytes:
+    header = _PACK_HEADER.pack(PACK_MAGIC, PACK_VERSION, 0, pack_id, key)
+    return header + _keyed_check(header, key)
+
+
+def check_header(data: bytes, pack_id: int, key: bytes, path: str) -> None:
+    """Raises ``Corrupt`` unless ``data`` begins with the header of pack ``pack_id`` of this store."""
     if len(data) < HEADER_SIZE:
         raise Corrupt(f"{path}: truncated pack header ({len(data)} of {HEADER_SIZE} bytes)")
-    magic, version, _, found = _PACK_HEADER.unpack_from(data)
+    magic, version, _, found, found_key = _PACK_HEADER.unpack_from(data)
     if magic != PACK_MAGIC or version != PACK_VERSION:
         raise Corrupt(f"{path}: not a pack of format {PACK_VERSION}")
     if found != pack_id:
         raise Corrupt(f"{path}: the header says pack {found}, the name says {pack_id}")
+    if found_key != key:
+        raise Corrupt(f"{path}: the pack belongs to another store")
+    if data[:HEADER_SIZE] != encode_header(pack_id, key):
+        raise Corrupt(f"{path}: the pack header is damaged")
 
 
 def encode_entries(records: list[tuple[int, int, bytes, int]]) -> bytes:
@@ -114,41 +131,45 @@ def encode_entries(records: list[tuple[int, int, bytes, int]]) -> bytes:
 
 
 def encode_head(
-    *, kind: int, codec: int, seq: int, count: int, entries: bytes, payload: bytes | memoryview, raw_len: int
+    key: bytes,
+    *,
+    kind: int,
+    codec: int,
+    seq: int,
+    count: int,
+    entries: bytes,
+    payload: bytes | memoryview,
+    raw_len: int,
 ) -> bytes:
-    """The 64 bytes before the entries; the frame is this, ``entries``, ``payload``."""
-    head = _HEAD.pack(
-        FRAME_MAGIC, kind, codec, 0, count, len(entries), len(payload), raw_len, seq, check16(payload)
-    )
-    return head + check16(head, entries)
+    """What comes before the entries; the frame is this, ``entries``, ``payload``."""
+    sizes = (count, len(entries), len(payload), raw_len)
+    head = _HEAD.pack(FRAME_MAGIC, kind, codec, 0, *sizes, seq, check16(payload), check16(entries))
+    return head + _keyed_check(head, key)
 
 
-def commit_mark(seq: int) -> bytes:
-    return encode_head(kind=COMMIT, codec=RAW, seq=seq, count=0, entries=b"", payload=b"", raw_len=0)
+def commit_mark(seq: int, key: bytes) -> bytes:
+    return encode_head(key, kind=COMMIT, codec=RAW, seq=seq, count=0, entries=b"", payload=b"", raw_len=0)
 
 
-def read_frame(fd: int, offset: int) -> Frame | None:
-    """The frame that begins at ``offset``, or None if no intact head is there. Payload unchecked."""
+def read_frame(fd: int, offset: int, key: bytes) -> Frame | None:
+    """The frame that begins at ``offset``, or None if no intact one is there. Payload unchecked."""
     head = os.pread(fd, HEAD_SIZE, offset)
     if len(head) < HEAD_SIZE or head[:4] != FRAME_MAGIC:
         return None
-    fields = _HEAD.unpack_from(head)
-    _, kind, codec, _, count, entries_len, stored_len, raw_len, seq, payload_check = fields
-    if entries_len > _MAX_ENTRIES_LEN or stored_len > _MAX_FRAME or raw_len > _MAX_FRAME:
+    if _keyed_check(head[: _HEAD.size], key) != head[_HEAD.size :]:
         return None
+    _, kind, codec, _, count, entries_len, stored_len, raw_len, seq, payload_check, entries_check = (
+        _HEAD.unpack_from(head)
+    )
     table = os.pread(fd, entries_len, offset + HEAD_SIZE) if entries_len else b""
-    if check16(head[: _HEAD.size], table) != head[_HEAD.size :]:
-        return None
-    try:
-        entries = _decode_entries(table, count)
-    except struct.error:
+    if check16(table) != entries_check:
         return None
     return Frame(
         offset=offset,
         kind=kind,
         codec=codec,
         seq=seq,
-        entries=entries,
+        entries=_decode_entries(table, count),
         payload_offset=offset + HEAD_SIZE + entries_len,
         stored_len=stored_len,
         raw_len=raw_len,
@@ -194,7 +215,7 @@ class Damage:
     end: int
 
 
-def scan(fd: int, start: int = HEADER_SIZE) -> Iterator[Frame | Damage]:
+def scan(fd: int, key: bytes, start: int = HEADER_SIZE) -> Iterator[Frame | Damage]:
     """Yields the frames of a pack in order, stepping over damaged ranges.
 
     A torn tail (a process that died while appending) shows as ``Damage`` up to the end of the file,
@@ -203,28 +224,33 @@ def scan(fd: int, start: int = HEADER_SIZE) -> Iterator[Frame | Damage]:
     size = os.fstat(fd).st_size
     offset = start
     while offset < size:
-        frame = read_frame(fd, offset)
+        frame = read_frame(fd, offset, key)
         if frame is not None and frame.end <= size:
             yield frame
             offset = frame.end
             continue
-        following = _find_frame(fd, offset + 1, size)
+        following = _find_frame(fd, offset + 1, size, key)
         yield Damage(offset, following)
         offset = following
 
 
-def _find_frame(fd: int, offset: int, size: int) -> int:
-    """The offset of the next intact frame head, or ``size``."""
+def _find_frame(fd: int, offset: int, size: int, key: bytes) -> int:
+    """The offset of the next intact frame, or ``size``."""
     while offset < size:
         block = os.pread(fd, _SCAN_STEP, offset)
         if not block:
             break
         at = block.find(FRAME_MAGIC)
         while at >= 0:
-            frame = read_frame(fd, offset + at)
+            frame = read_frame(fd, offset + at, key)
             if frame is not None and frame.end <= size:
                 return offset + at
             at = block.find(FRAME_MAGIC, at + 1)
         # Blocks overlap so that a magic across their border is found.
-        offset += max(1, len(block) - len(FRAME_MAGIC) + 1) if len(block) == _SCAN_STEP else len(block)
+        offset += max(1, len(block) - len(FRAME_MAGIC) + 1)
     return size
+
+
+def payload_intact(fd: int, frame: Frame) -> bool:
+    """Whether the payload of ``frame`` is what was written."""
+    return check16(os.pread(fd, frame.stored_len, frame.payload_offset)) == frame.payload_check

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from neve.errors import Corrupt, NeveError, NotFound
 from neve.packstore.frames import decompress
-from neve.packstore.index import Location, offset_of, pack_of
 from neve.packstore.layout import PACKS_DIR, os_errors, pack_name, translate_os_error
+from neve.packstore.location import Location, offset_of, pack_of
 from neve.packstore.pack import entry_places
 
 FRAME_CACHE_BYTES = 24 * 1024 * 1024
@@ -67,12 +67,14 @@ class PackFiles:
 
     def pread(self, pack_id: int, size: int, offset: int) -> bytes:
         with self._lock:
-            if (opened := self._open.get(pack_id)) is None:
-                opened = self._open_pack(pack_id)
-            else:
-                self._open.move_to_end(pack_id)
-            fd, users = opened
+            if pack_id not in self._open:
+                with os_errors(f"cannot open {self._pack_path(pack_id)}"):
+                    fd = os.open(self._pack_path(pack_id), os.O_RDONLY | os.O_CLOEXEC)
+                self._open[pack_id] = (fd, [0])
+            self._open.move_to_end(pack_id)
+            fd, users = self._open[pack_id]
             users[0] += 1
+            self._evict()
         try:
             data = os.pread(fd, size, offset)
         except OSError as error:
@@ -90,21 +92,12 @@ class PackFiles:
     def _pack_path(self, pack_id: int) -> Path:
         return self._path / PACKS_DIR / pack_name(pack_id)
 
-    def _open_pack(self, pack_id: int) -> tuple[int, list[int]]:
-        with os_errors(f"cannot open {self._pack_path(pack_id)}"):
-            opened = (os.open(self._pack_path(pack_id), os.O_RDONLY | os.O_CLOEXEC), [0])
-        self._open[pack_id] = opened
-        self._evict()
-        return opened
-
     def _evict(self) -> None:
-        for pack_id in list(self._open):
-            if len(self._open) <= _MAX_OPEN_PACKS:
-                return
-            fd, users = self._open[pack_id]
-            if not users[0]:
-                del self._open[pack_id]
-                os.close(fd)
+        if len(self._open) <= _MAX_OPEN_PACKS:
+            return
+        idle = [pack_id for pack_id, (_, users) in self._open.items() if not users[0]]
+        for pack_id in idle[: len(self._open) - _MAX_OPEN_PACKS]:
+            os.close(self._open.pop(pack_id)[0])
 
     def close(self) -> None:
         with self._lock:
@@ -159,12 +152,17 @@ class Reader:
     def record_retrying(
         self, key: bytes, location: Location, again: Callable[[], Mapping[bytes, Location]]
     ) -> bytes:
-        """Like ``record``; if the pack is gone, its records have moved: ``again`` looks up where."""
+        """Like ``record``; if the pack is gone, its records have moved: ``again`` looks up where.
+
+        Raises ``NotFound`` if the record was deleted.
+        """
         try:
             return self.record(location)
         except NotFound:
             moved = again().get(key)
-            if moved is None or moved.place == location.place:
+            if moved is None:
+                raise NotFound(f"{key.hex()} has been deleted") from None
+            if moved.place == location.place:
                 raise Corrupt(
                     f"{key.hex()} lies in pack {pack_name(pack_of(location.place))}, which is missing"
                 ) from None

@@ -6,19 +6,31 @@ addressed records: the digest), or, without one, by a seal that the engine adds 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from neve.errors import Corrupt, InvalidRequest, LimitExceeded, PermissionDenied, Unsupported
+from neve.errors import (
+    Corrupt,
+    DiskFull,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    PermissionDenied,
+    Unsupported,
+)
 from neve.packstore import layout, pack
-from neve.packstore.frames import FRAME_TARGET, Record
-from neve.packstore.index import Index, Location
+from neve.packstore.frames import Record, group_records
+from neve.packstore.index import Index
+from neve.packstore.location import Location
 from neve.packstore.reader import Reader
-from neve.packstore.writer import Transaction, Writer
+from neve.packstore.recovery import recover
+from neve.packstore.updates import Transaction
+from neve.packstore.writer import Writer
 
 T = TypeVar("T")
 
@@ -65,20 +77,33 @@ class PackStore:
     _opened_lock = threading.Lock()
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
+        description = layout.read_description(path)
         self.path = path
         self.read_only = read_only
-        self.settings: dict[str, Any] = layout.read_settings(path)
+        self.key = description.key
+        """What the frames of this store's packs are known by (32 bytes)."""
+        self.settings: Mapping[str, Any] = description.settings
         self._users = 1
         self._pid = os.getpid()
         self._identity = _identity(path)
-        self._lock = layout.StoreLock(path, exclusive=False, read_only=read_only)
-        try:
-            self.index = Index(path / layout.INDEX_DIR, read_only=read_only)
-        except BaseException:
-            self._lock.close()
-            raise
-        self._reader = Reader(path)
-        self._writer = None if read_only else Writer(path, self.index)
+        with contextlib.ExitStack() as opened:
+            lock = layout.StoreLock(path, exclusive=False, read_only=read_only)
+            opened.callback(lock.close)
+            # Packs come after an index that gives them their numbers: with them it must not be made anew.
+            with layout.os_errors(f"cannot open the store in {path}"):
+                create = not read_only and not layout.pack_ids(path)
+            self.index = Index(path / layout.INDEX_DIR, read_only=read_only, create=create)
+            opened.callback(self.index.close)
+            self._reader = Reader(path)
+            opened.callback(self._reader.close)
+            self._writer: Writer | None = None
+            if not read_only:
+                # On a full disk it can still be read, and recovery has another turn before writing.
+                with contextlib.suppress(DiskFull):
+                    recover(path, self.index, self.key)
+                self._writer = Writer(path, self.index, self.key)
+                opened.callback(self._writer.close)
+            self._opened_parts = opened.pop_all()
 
     @classmethod
     def open(
@@ -96,9 +121,9 @@ class PackStore:
         ``Unavailable`` (being rebuilt).
         """
         with cls._opened_lock:
-            if not (path / layout.STORE_FILE).exists() and create and not read_only:
+            if create and not read_only and not layout.is_store(path):
                 layout.create(path, dict(settings or {}))
-            layout.read_settings(path)
+            layout.read_description(path)
             key = _identity(path)
             if (found := cls._opened.get(key)) is not None and found._pid == os.getpid():
                 if found.read_only and not read_only:
@@ -111,18 +136,13 @@ class PackStore:
 
     def close(self) -> None:
         """Commits what is staged; the last close of a folder releases it."""
+        # The lock is kept to the end: LMDB refuses to open in one process what is still open there.
         with self._opened_lock:
             self._users -= 1
-            if self._users > 0:
-                return
-            self._opened.pop(self._identity, None)
-        try:
-            if self._writer is not None:
-                self._writer.close()
-        finally:
-            self._reader.close()
-            self.index.close()
-            self._lock.close()
+            if self._users == 0:
+                if self._opened.get(self._identity) is self:
+                    del self._opened[self._identity]
+                self._opened_parts.close()
 
     @property
     def writer(self) -> Writer:
@@ -175,7 +195,10 @@ class PackStore:
     def get(self, table: Table, key: bytes) -> bytes | None:
         """The record's data, proven by the table's check or the seal. Raises ``Corrupt``."""
         location = self.index.get_many(table.id, [key]).get(key)
-        return None if location is None else self.read(table, key, location)
+        try:
+            return None if location is None else self.read(table, key, location)
+        except NotFound:
+            return None
 
     def read(self, table: Table, key: bytes, location: Location) -> bytes:
         """The data of a located record, proven."""
@@ -187,8 +210,14 @@ class PackStore:
         return data
 
     def read_unproven(self, table: Table, key: bytes, location: Location) -> bytes:
-        """The bytes of a located record as they are, for a caller who checks them itself."""
-        return self._reader.record_retrying(key, location, lambda: self.index.get_many(table.id, [key]))
+        """The bytes of a located record as they are, for a caller who checks them itself.
+
+        Raises ``Corrupt`` naming the key when there is nothing that could be checked.
+        """
+        try:
+            return self._reader.record_retrying(key, location, lambda: self.index.get_many(table.id, [key]))
+        except Corrupt as error:
+            raise Corrupt(f"{table.name}: {key.hex()} cannot be read: {error}") from error
 
     def frame(self, location: Location) -> bytes:
         """The decompressed frame that ``location`` lies in. Raises ``NotFound`` if its pack is gone."""
@@ -240,20 +269,6 @@ class TableTransaction:
 
     def delete(self, table: Table, key: bytes) -> bool:
         return self._transaction.delete(table.id, key)
-
-
-def group_records(records: Iterable[Record], target: int = FRAME_TARGET) -> Iterator[list[Record]]:
-    """Splits records into groups of about ``target`` bytes, in order; a large record is alone."""
-    group: list[Record] = []
-    size = 0
-    for record in records:
-        if group and size + len(record.data) > target:
-            yield group
-            group, size = [], 0
-        group.append(record)
-        size += len(record.data)
-    if group:
-        yield group
 
 
 def check_path(path: str) -> Path:

@@ -13,6 +13,7 @@ from neve.castore.node import DirectoryNode, FileNode, Node
 from neve.errors import NeveError
 from neve.nix import base32
 from neve.packstore import check as packs_check
+from neve.packstore.layout import read_settings
 from neve.packstore.store import check_path
 from neve.registry import parse_address
 from neve.store.nar_nodes import NAR_NODES
@@ -231,5 +232,6 @@ def rebuild_index(url: str, progress: Progress = NO_PROGRESS) -> packs_check.Reb
     if address.scheme != "local" or not address.path:
         raise address.refuse("only an embedded store (local:///folder) has an index to rebuild")
     path = check_path(address.path)
+    read_settings(path)  # Before anything is counted: it says what is wrong if there is no store.
     progress.start(packs_check.pack_bytes(path))
     return packs_check.rebuild_index(path, TABLES, progress.advance)

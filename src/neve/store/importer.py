@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from neve.castore.ingest.archive import archive_events
@@ -20,7 +19,7 @@ from neve.castore.ingest.filesystem import Exclude, FilesystemWalk, show_path
 from neve.castore.ingest.stampwalk import stamp_tree
 from neve.castore.ingest.statcache import StatCache, TreeStamp
 from neve.castore.node import Node
-from neve.errors import InvalidRequest, NeveError
+from neve.errors import InvalidRequest, NeveError, NotFound
 from neve.nix.hashes import CAHash, CAMethod, HashAlgorithm, NixHash
 from neve.nix.nar.writer import NarHasher
 from neve.nix.store_path import StorePath, check_name, content_addressed_path
@@ -66,7 +65,7 @@ def store_name(path: bytes) -> str:
         elif component not in (b"", b"."):
             components.append(component)
     if not components and not path.startswith(b"/"):
-        components = [os.fsencode(Path.cwd().name)]
+        components = [os.path.basename(_absolute(path))]
     if not components or _last(path) == b"..":
         raise InvalidRequest(f"{show_path(path)} has no name of its own; give one with --name")
     try:
@@ -76,6 +75,13 @@ def store_name(path: bytes) -> str:
         reason = "is no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise InvalidRequest(f"{show_path(path)}: {reason}; give a name with --name") from error
     return name
+
+
+def _absolute(path: bytes) -> bytes:
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        raise NotFound(f"the working directory does not exist: {error.strerror}") from error
 
 
 def _last(path: bytes) -> bytes | None:
@@ -97,7 +103,10 @@ def import_path(
     raise; then nothing is registered.
     """
     options = options or ImportOptions()
-    raw = os.fsencode(path)
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"path {path!r} stands for no bytes: {error}") from error
     if options.name is not None:
         check_name(options.name, strict=True)
     name = options.name if options.name is not None else store_name(raw)
@@ -111,7 +120,7 @@ def import_path(
     stamp = TreeStamp()
     walk = FilesystemWalk(raw, exclude=options.exclude, stamp=stamp)
     path_info = import_events(services, _reporting(walk, progress), name, options)
-    cache.put(os.path.abspath(raw), stamp, _remember(path_info))
+    cache.put(_absolute(raw), stamp, _remember(path_info))
     return path_info
 
 
@@ -258,7 +267,7 @@ def _unchanged(
 ) -> PathInfo | None:
     """The path info of an earlier import of the same tree, if the store still has it."""
     try:
-        result = cache.get(os.path.abspath(path), stamp_tree(path, exclude=options.exclude))
+        result = cache.get(_absolute(path), stamp_tree(path, exclude=options.exclude))
         if result is None:
             return None
         node = decode_node(bytes.fromhex(result["node"]))[1]

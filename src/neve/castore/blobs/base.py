@@ -45,6 +45,10 @@ class BlobReader(io.RawIOBase):
     def size(self) -> int:
         """Length of the blob in bytes."""
 
+    def read_piece(self, limit: int) -> bytes:
+        """The next bytes, at most ``limit``: as many as come without copying. Empty at the end."""
+        return self.read(limit) or b""
+
 
 class BlobWriter(ABC):
     """A blob being written. Leaving its ``with`` block without ``close`` abandons it."""

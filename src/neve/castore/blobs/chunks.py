@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import io
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pyfastcdc import FastCDC
 
 AVERAGE_CHUNK = 256 * 1024
+
+_CHUNKS_AHEAD = 2
 
 
 class Chunker:
@@ -109,12 +112,21 @@ class ChunkedReader(BlobReader):
     """A reader over a list of chunks.
 
     ``fetch`` gives the verified bytes of a chunk; one whose length is not the one in the list is
-    ``Corrupt``. The chunk read last is kept, so small reads in order fetch each chunk once.
+    ``Corrupt``. The chunk read last is kept, so small reads in order fetch each chunk once. With
+    ``fetch_ahead``, which does the same in another thread, reading in order fetches the next ones
+    beforehand.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], fetch: Callable[[Digest], bytes]) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        fetch: Callable[[Digest], bytes],
+        fetch_ahead: Callable[[Digest], Future[bytes]] | None = None,
+    ) -> None:
         self._chunks = chunks
         self._fetch = fetch
+        self._fetch_ahead = fetch_ahead
+        self._ahead: dict[int, Future[bytes]] = {}
         self._ends = list(accumulate(chunk.size for chunk in chunks))
         self._position = 0
         self._held = -1
@@ -148,18 +160,34 @@ class ChunkedReader(BlobReader):
             wanted -= len(piece)
         return b"".join(pieces)
 
+    def read_piece(self, limit: int) -> bytes:
+        piece = self._piece(limit)
+        return self._contents if len(piece) == len(self._contents) else bytes(piece)
+
     def _piece(self, wanted: int) -> memoryview:
         """Bytes at the position, up to the end of their chunk; moves the position."""
         number = bisect.bisect_right(self._ends, self._position)
         if number >= len(self._chunks) or wanted <= 0:
             return memoryview(b"")
         if number != self._held:
-            digest, size = self._chunks[number]
-            contents = self._fetch(digest)
-            if len(contents) != size:
-                raise Corrupt(f"chunk {digest.hex()} has {len(contents)} bytes, its list says {size}")
-            self._held, self._contents = number, contents
+            self._contents = self._load(number)
+            self._held = number
         start = self._position - (self._ends[number] - self._chunks[number].size)
         piece = memoryview(self._contents)[start : start + wanted]
         self._position += len(piece)
         return piece
+
+    def _load(self, number: int) -> bytes:
+        digest, size = self._chunks[number]
+        future = self._ahead.pop(number, None)
+        if self._fetch_ahead is not None:
+            in_order = number == self._held + 1
+            last = min(number + _CHUNKS_AHEAD, len(self._chunks) - 1) if in_order and number else number
+            self._ahead = {n: f for n, f in self._ahead.items() if number < n <= last}
+            for following in range(number + 1, last + 1):
+                if following not in self._ahead:
+                    self._ahead[following] = self._fetch_ahead(self._chunks[following].digest)
+        contents = self._fetch(digest) if future is None else future.result()
+        if len(contents) != size:
+            raise Corrupt(f"chunk {digest.hex()} has {len(contents)} bytes, its list says {size}")
+        return contents

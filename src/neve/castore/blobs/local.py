@@ -17,25 +17,23 @@ from neve.castore.blobs.local_write import BLOBS, CHUNK, LIST, LocalBlobBatch, L
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest, format_digest
 from neve.errors import Corrupt, NotFound
 from neve.packstore.address import open_address
-from neve.packstore.index import Location
-from neve.packstore.store import PackStore, unseal
+from neve.packstore.location import Location
+from neve.packstore.store import Near, PackStore, unseal
 from neve.registry import Address
 
-_READ_WINDOW = 256
-_READ_AHEAD_BYTES = 8 * 1024 * 1024
+_READ_WINDOW = 128
+_READ_AHEAD_BYTES = 4 * 1024 * 1024
+_FRAMES_A_TASK = 4
 
 
-class _Run(NamedTuple):
-    """Blobs that are read together because they lie in one frame."""
+class _Window(NamedTuple):
+    """Blobs that are read together, and the frames on their way for them."""
 
-    frame: Location | None
-    wanted: list[tuple[Digest, tuple[int, int] | None]]
-    """Start and length in the frame; None: in chunks, empty, or not there."""
-
-    @property
-    def cost(self) -> int:
-        """Bytes of memory that reading takes, about."""
-        return 0 if self.frame is None else self.frame.raw_len
+    digests: list[Digest]
+    near: dict[Digest, Near]
+    frames: list[tuple[list[Location], Future[list[bytes]]]]
+    cost: int
+    """Bytes of memory that the frames take."""
 
 
 class LocalBlobService(BlobService):
@@ -62,7 +60,11 @@ class LocalBlobService(BlobService):
         if location is None:
             return None
         if location.tag == LIST:
-            return ChunkedReader(self._chunk_list(digest, location), self._fetch_chunk)
+            return ChunkedReader(
+                self._chunk_list(digest, location),
+                self._fetch_chunk,
+                lambda chunk: self._executor().submit(self._fetch_chunk, chunk),
+            )
         return BytesReader(self._read_whole(digest, location))
 
     def chunks(self, digest: Digest) -> list[Chunk] | None:
@@ -92,76 +94,59 @@ class LocalBlobService(BlobService):
         return self._read_whole(digest, location)
 
     def read_many(self, digests: Iterable[Digest]) -> Iterator[bytes]:
-        """Decompresses frames in a few threads, ahead of the caller, in the order asked for.
+        """Decompresses frames in threads, ahead of the caller, in the order asked for.
 
         The threads do nothing but read and decompress, a few long calls without the interpreter
         lock; proving the blobs is left to the caller's thread, because thousands of short calls that
         give up the lock in one thread and wait for it in another would make both of them slow.
         """
         source = iter(digests)
-        queue: deque[tuple[_Run, Future[bytes] | None]] = deque()
+        queue: deque[_Window] = deque()
         queued = 0
         while True:
-            while queued < _READ_AHEAD_BYTES and (window := list(islice(source, _READ_WINDOW))):
-                runs = list(self._runs(window))
-                alone = len(runs) == 1 and not queue
-                for run in runs:
-                    frame = run.frame
-                    future = (
-                        None if alone or frame is None else self._executor().submit(self._store.frame, frame)
-                    )
-                    queue.append((run, future))
-                    queued += run.cost
+            while queued < _READ_AHEAD_BYTES and (part := list(islice(source, _READ_WINDOW))):
+                if len(part) == 1 and not queue:
+                    yield self.read(part[0])
+                    continue
+                queue.append(self._window(part))
+                queued += queue[-1].cost
             if not queue:
                 return
-            run, future = queue.popleft()
-            queued -= run.cost
-            yield from self._read_run(run, future)
+            window = queue.popleft()
+            queued -= window.cost
+            yield from self._contents(window)
 
-    def _runs(self, digests: Sequence[Digest]) -> Iterator[_Run]:
-        """Splits ``digests`` into neighbours of one frame."""
-        wanted = [digest for digest in digests if digest != EMPTY_BLOB]
-        if len(wanted) > 1:
-            found = self._store.find_near(BLOBS, wanted)
-        else:
-            located = self._store.find(BLOBS, wanted)
-            found = {d: (where, where.tag, where.start, where.length) for d, where in located.items()}
-        run: _Run | None = None
-        for digest in digests:
-            near = found.get(digest)
-            if near is None:
-                if run is None:
-                    run = _Run(None, [])
-                run.wanted.append((digest, None))
-                continue
-            frame, tag, start, length = near
-            if run is None or run.frame is None or run.frame.place != frame.place:
-                if run is not None:
-                    yield run
-                run = _Run(frame, [])
-            run.wanted.append((digest, None if tag == LIST else (start, length)))
-        if run is not None:
-            yield run
+    def _window(self, digests: list[Digest]) -> _Window:
+        """Looks up where blobs lie and has their frames read, a few by each task."""
+        near = self._store.find_near(BLOBS, [digest for digest in digests if digest != EMPTY_BLOB])
+        wanted = list({frame.place: frame for frame, tag, _, _ in near.values() if tag != LIST}.values())
+        parts = [wanted[i : i + _FRAMES_A_TASK] for i in range(0, len(wanted), _FRAMES_A_TASK)]
+        frames = [(part, self._executor().submit(self._read_frames, part)) for part in parts]
+        return _Window(digests, near, frames, sum([frame.raw_len for frame in wanted]))
 
-    def _read_run(self, run: _Run, future: Future[bytes] | None) -> Iterator[bytes]:
-        """The blobs of one frame, verified."""
-        frame = b""
-        try:
-            if run.frame is not None:
-                frame = self._store.frame(run.frame) if future is None else future.result()
-        except NotFound:
-            # The pack is gone because its records have moved: look up each anew.
-            yield from (self.read(check_digest(digest)) for digest, _ in run.wanted)
-            return
-        for digest, place in run.wanted:
-            if place is None:
-                yield b"" if digest == EMPTY_BLOB else self.read(check_digest(digest))
+    def _read_frames(self, frames: list[Location]) -> list[bytes]:
+        return [self._store.frame(frame) for frame in frames]
+
+    def _contents(self, window: _Window) -> list[bytes]:
+        """The blobs of a window, verified."""
+        frames: dict[int, bytes] = {}
+        for part, future in window.frames:
+            try:
+                frames.update(zip([frame.place for frame in part], future.result(), strict=True))
+            except NotFound:
+                continue  # Their pack is gone because its records have moved: looked up anew below.
+        result: list[bytes] = []
+        for digest in window.digests:
+            found = window.near.get(digest)
+            if found is None or found[1] == LIST or (frame := frames.get(found[0].place)) is None:
+                result.append(b"" if digest == EMPTY_BLOB else self.read(digest))
                 continue
-            start, length = place
+            _, _, start, length = found
             data = frame[start : start + length]
             if blake3(data).digest() != digest:
                 raise _corrupt(digest)
-            yield data
+            result.append(data)
+        return result
 
     def _executor(self) -> ThreadPoolExecutor:
         with self._pool_lock:

@@ -42,7 +42,7 @@ class LocalDirectoryService(DirectoryService):
             if b3_digest(encoded) != digest:
                 raise _corrupt(digest)
             try:
-                result[digest] = Directory.decode(encoded, digest=digest)
+                result[digest] = Directory.decode(encoded, digest=digest, validated=True)
             except InvalidRequest as error:
                 raise Corrupt(f"stored Directory {format_digest(digest)} is invalid: {error}") from error
         return result

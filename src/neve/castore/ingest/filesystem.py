@@ -139,8 +139,10 @@ class FilesystemWalk:
         raise self._refuse(name, mode)
 
     def _refuse(self, name: bytes, mode: int) -> InvalidRequest:
-        kind = _KINDS.get(stat.S_IFMT(mode), "of an unknown type")
         where = show_path(self._where(name) if self._levels else self._path)
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+            return ChangedWhileRead(f"{where} changed its type while the tree was read")
+        kind = _KINDS.get(stat.S_IFMT(mode), "of an unknown type")
         return InvalidRequest(f"{where} is {kind}; only files, directories and symlinks can be imported")
 
     def _os_error(self, name: bytes, error: OSError) -> NeveError:

@@ -1,0 +1,74 @@
+"""``verify``, and what other commands say about a damaged store."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Neve
+
+
+@pytest.fixture
+def path(neve: Neve, tree: Path) -> str:
+    return neve("import", tree).line
+
+
+def _damage(store: Path) -> None:
+    """Flips a bit in the middle of the largest pack."""
+    pack = max((store / "packs").iterdir(), key=lambda file: file.stat().st_size)
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 1
+    pack.write_bytes(data)
+
+
+def test_an_intact_store(neve: Neve, path: str) -> None:
+    done = neve("verify")
+    assert done.code == 0
+    assert done.out == b""
+    assert re.fullmatch(r"neve: read [0-9]+ bytes in [0-9]+ frames: .*1 pathinfos.*\n", done.err)
+
+
+def test_a_damaged_store(neve: Neve, path: str, tmp_path: Path) -> None:
+    _damage(tmp_path / "store")
+    done = neve("verify")
+    assert done.code == 1
+    lines = done.out.decode().splitlines()
+    assert lines
+    assert any(path in line and "b3:" in line for line in lines)
+    assert f"damaged objects: {len(lines)}" in done.err
+    reading = neve("cat", f"{path}/large")
+    assert reading.code == 1
+    assert reading.err.count("\n") == 1
+    assert "b3:" in reading.err or ".pack" in reading.err
+    assert neve("nar", "export", path).code == 1
+    assert neve("export", path, tmp_path / "out").code == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_rebuild_index(neve: Neve, path: str, tmp_path: Path) -> None:
+    nar = neve("nar", "export", path).out
+    (tmp_path / "store" / "index" / "data.mdb").write_bytes(b"\0" * 8192)
+    assert "neve verify --rebuild-index" in neve("ls", path).failure
+    assert "neve verify --rebuild-index" in neve("verify").failure
+    done = neve("verify", "--rebuild-index")
+    assert done.code == 0
+    assert done.out == b""
+    assert done.err.startswith("neve: rebuilt the index: ")
+    assert neve("nar", "export", path).out == nar
+
+
+def test_rebuild_index_of_a_damaged_store(neve: Neve, path: str, tmp_path: Path) -> None:
+    _damage(tmp_path / "store")
+    done = neve("verify", "--rebuild-index")
+    assert done.code == 1
+    assert path in done.out.decode()
+
+
+def test_only_a_whole_local_store_has_an_index(neve: Neve, path: str, tmp_path: Path) -> None:
+    assert neve("verify", "--rebuild-index", "--store", "memory://").code == 1
+    assert neve("verify", "--rebuild-index", "--blob-service-addr", f"local://{tmp_path}/store").code == 2
+    assert (
+        "is not a neve store" in neve("verify", "--rebuild-index", "--store", f"local://{tmp_path}").failure
+    )
