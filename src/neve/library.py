@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from neve.castore.blobs.base import BlobReader, BlobService, blob_not_found
 from neve.castore.directories.base import DirectoryService
@@ -80,17 +80,11 @@ class Store:
 
     def existing_node(self, path: str | bytes | StorePath) -> Node:
         """Like ``node``, but raises ``NotFound`` if nothing is there."""
-        node = self.node(path)
-        if node is None:
-            raise NotFound(f"{_shown(path)} does not exist in the store")
-        return node
+        return _existing(self.node(path), path)
 
     def open(self, path: str | bytes | StorePath) -> BlobReader:
         """A seekable reader of a file. Raises ``NotFound``, or ``Unsupported`` if it is no file."""
-        node = self.existing_node(path)
-        if not isinstance(node, FileNode):
-            raise Unsupported(f"{_shown(path)} is {_kind(node)}, not a file")
-        return self.open_node(node)
+        return self.open_node(_file(self.node(path), path))
 
     def open_node(self, node: FileNode) -> BlobReader:
         """A seekable reader of the contents of a file. Raises ``NotFound`` and, if their length is not
@@ -105,10 +99,7 @@ class Store:
 
     def list_dir(self, path: str | bytes | StorePath) -> Directory:
         """The Directory at a path. Raises ``NotFound``, or ``Unsupported`` if it is none."""
-        node = self.existing_node(path)
-        if not isinstance(node, DirectoryNode):
-            raise Unsupported(f"{_shown(path)} is {_kind(node)}, not a directory")
-        return get_directory(self.directories, node.digest)
+        return get_directory(self.directories, _directory(self.node(path), path).digest)
 
     def nar(self, path: str | StorePath, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The NAR of a store path (or its bytes ``start`` to ``stop``), in pieces."""
@@ -166,6 +157,26 @@ def _shown(path: str | bytes | StorePath) -> str:
     return path.decode("utf-8", "backslashreplace") if isinstance(path, bytes) else str(path)
 
 
+def _existing(node: Node | None, path: str | bytes | StorePath) -> Node:
+    if node is None:
+        raise NotFound(f"{_shown(path)} does not exist in the store")
+    return node
+
+
+def _file(node: Node | None, path: str | bytes | StorePath) -> FileNode:
+    node = _existing(node, path)
+    if not isinstance(node, FileNode):
+        raise Unsupported(f"{_shown(path)} is {_kind(node)}, not a file")
+    return node
+
+
+def _directory(node: Node | None, path: str | bytes | StorePath) -> DirectoryNode:
+    node = _existing(node, path)
+    if not isinstance(node, DirectoryNode):
+        raise Unsupported(f"{_shown(path)} is {_kind(node)}, not a directory")
+    return node
+
+
 def _kind(node: Node) -> str:
     if isinstance(node, DirectoryNode):
         return "a directory"
@@ -196,7 +207,7 @@ class StoreIO:
         except (NotFound, InvalidRequest):
             return None
 
-    def _node(self, path: str | os.PathLike[str]) -> Node | bool | None:
+    def _node(self, path: str | os.PathLike[str]) -> Node | Literal[False] | None:
         """The node in the store, None if nothing is there, False if the disk is to be asked."""
         found = self._in_store(path)
         return False if found is None else descend(self._store.directories, found[0].node, found[1])
@@ -208,8 +219,9 @@ class StoreIO:
 
     def open(self, path: str | os.PathLike[str]) -> io.RawIOBase:
         """A binary reader. Raises ``NotFound``, ``Unsupported`` (no file), ``PermissionDenied``."""
-        if self._node(path) is not False:
-            return self._store.open(_normalized(path))
+        node = self._node(path)
+        if node is not False:
+            return self._store.open_node(_file(node, os.fspath(path)))
         with _disk_errors("read", path):
             return open(path, "rb", buffering=0)
 
@@ -227,9 +239,11 @@ class StoreIO:
 
     def read_dir(self, path: str | os.PathLike[str]) -> Mapping[bytes, str]:
         """Name to ``regular``, ``directory`` or ``symlink``. Raises ``NotFound``, ``Unsupported``."""
-        if self._node(path) is not False:
-            directory = self._store.list_dir(_normalized(path))
-            return {name: _TYPES[type(node)] for name, node in directory}
+        node = self._node(path)
+        if node is not False:
+            digest = _directory(node, os.fspath(path)).digest
+            directory = get_directory(self._store.directories, digest)
+            return {name: _TYPES[type(child)] for name, child in directory}
         with _disk_errors("list", path), os.scandir(path) as entries:
             return {os.fsencode(entry.name): _entry_type(entry) for entry in entries}
 

@@ -42,7 +42,9 @@ class Result(NamedTuple):
 
 
 class Neve(Protocol):
-    def __call__(self, *arguments: str | bytes | Path, stdin: bytes = b"") -> Result: ...
+    def __call__(
+        self, *arguments: str | bytes | Path, stdin: bytes = b"", stderr: io.StringIO | None = None
+    ) -> Result: ...
 
 
 Spawn = Callable[..., "subprocess.Popen[bytes]"]
@@ -64,9 +66,9 @@ def _text(argument: str | bytes | Path) -> str:
 def neve(monkeypatch: pytest.MonkeyPatch) -> Neve:
     """Runs a command line in this process."""
 
-    def run(*arguments: str | bytes | Path, stdin: bytes = b"") -> Result:
+    def run(*arguments: str | bytes | Path, stdin: bytes = b"", stderr: io.StringIO | None = None) -> Result:
         out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-        err = io.StringIO()
+        err = io.StringIO() if stderr is None else stderr
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([_text(argument) for argument in arguments])

@@ -218,6 +218,13 @@ def test_archives_that_are_none(neve: Neve, tree: Path, tmp_path: Path) -> None:
     assert "empty" in neve("archive", "import", tmp_path / ".tar").failure
 
 
+def test_input_that_cannot_be_read(neve: Neve) -> None:
+    # Nothing is mapped at its beginning.
+    failure = neve("nar", "import", "--name", "x", "/proc/self/mem").failure
+    assert failure == "cannot read the NAR: Input/output error"
+    assert "cannot read the archive" in neve("archive", "import", "--name", "x", "/proc/self/mem").failure
+
+
 def test_input_that_fails_makes_no_store(neve: Neve, tmp_path: Path) -> None:
     assert neve("nar", "import", "--name", "x", tmp_path / "none.nar").code == 1
     assert neve("archive", "import", tmp_path / "none.tar").code == 1

@@ -10,8 +10,7 @@ import click
 import pytest
 
 from neve import __version__
-from neve.cli import __main__ as program
-from neve.cli import options
+from neve.cli import options, program
 from neve.cli.commands import cli
 from neve.cli.logs import one_line
 from neve.errors import Unavailable
@@ -111,7 +110,7 @@ def test_bugs_are_one_line_too(neve: Neve, error: Exception, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(program, "_run", fail)
+    monkeypatch.setattr(program, "invoke", fail)
     failure = neve("ls").failure
     assert failure.startswith("internal error")
     assert type(error).__name__ in failure
@@ -131,7 +130,7 @@ def test_failures(neve: Neve, error: Exception, message: str, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(program, "_run", fail)
+    monkeypatch.setattr(program, "invoke", fail)
     assert neve("ls").failure == message
 
 
@@ -139,7 +138,7 @@ def test_broken_pipes_are_no_news(neve: Neve, monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(program, "_run", fail)
+    monkeypatch.setattr(program, "invoke", fail)
     assert neve("ls") == (1, b"", "")
 
 

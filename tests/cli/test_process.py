@@ -24,7 +24,7 @@ _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 
 def test_start_is_quick() -> None:
     """Nothing is imported that a command may not need."""
-    code = f"import sys, neve.cli.__main__; print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import sys, neve.cli.program; print([m for m in {HEAVY} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code]) == b"[]\n"
 
 
@@ -101,7 +101,8 @@ def test_interrupted_export_leaves_nothing(neve: Neve, spawn: Spawn, tmp_path: P
 def test_a_stuck_command_ends_after_an_interrupt() -> None:
     code = """
 import sys, time
-from neve.cli import __main__ as program
+from neve.cli import interrupts, program
+from neve.cli.__main__ import main
 
 def stuck(_):
     while True:
@@ -111,9 +112,9 @@ def stuck(_):
         except KeyboardInterrupt:
             pass
 
-program._run = stuck
-program._GRACE_SECONDS = float(sys.argv[1])
-sys.exit(program.main([]))
+program.run = stuck
+with interrupts.grace(float(sys.argv[1])):
+    sys.exit(main([]))
 """
     for grace, signals in (("0.1", 1), ("60", 2)):
         command = [sys.executable, "-c", code, grace]
@@ -132,10 +133,15 @@ def test_ignored_signals_stay_ignored() -> None:
 
     command = """
 import os, signal, sys
-from neve.cli import __main__ as program
+from neve.cli import program
+from neve.cli.__main__ import main
 
-program._run = lambda _: os.kill(os.getpid(), signal.SIGHUP)
-sys.exit(program.main([]))
+def hang_up(_):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return 0
+
+program.run = hang_up
+sys.exit(main([]))
 """
     assert subprocess.run([sys.executable, "-c", command], preexec_fn=ignore).returncode == 0
     done = subprocess.run([sys.executable, "-c", command], capture_output=True)

@@ -9,6 +9,7 @@ import pty
 import select
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -176,6 +177,30 @@ def test_stages(stderr: Terminal) -> None:
     text = stderr.getvalue()
     assert text.index("1.0/1.0 kB") < text.index("17 bytes")
     assert text.index("first") < text.index("second")
+
+
+def test_a_bar_for_everything_long(neve: Neve, stderr: Terminal, tree: Path, tmp_path: Path) -> None:
+    def shown(*arguments: str | bytes | Path, stdin: bytes = b"") -> str:
+        terminal = Terminal()
+        assert neve(*arguments, stdin=stdin, stderr=terminal).code == 0
+        return terminal.getvalue()
+
+    assert "importing tree-1.0" in shown("import", tree)
+    path = neve("import", tree).line
+    nar = neve("nar", "export", path).out
+    (tmp_path / "x.nar").write_bytes(nar)
+    assert "exporting tree-1.0" in shown("nar", "export", path)
+    assert "2.1/2.1 MB" in shown("nar", "export", path)
+    assert "2.1/2.1 MB" in shown("nar", "import", "--name", "x", tmp_path / "x.nar")
+    assert "2.1 MB" in shown("nar", "import", "--name", "x", stdin=nar)
+    assert "2.1/2.1 MB" in shown("export", path, tmp_path / "out")
+    assert "6/6 bytes" in shown("export", f"{path}/text", tmp_path / "out2")
+    assert "verifying" in shown("verify")
+    assert "rebuilding the index" in shown("verify", "--rebuild-index")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(tree, ".")
+    text = shown("archive", "import", tmp_path / "x.tar")
+    assert text.index("reading the archive") < text.index("storing")
 
 
 def test_log_lines_above_the_bar(stderr: Terminal) -> None:

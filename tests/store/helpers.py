@@ -114,7 +114,6 @@ def leaving_nothing_open() -> Iterator[None]:
 
     An error that passes through is checked like success: its traceback must not keep anything open.
     """
-    gc.collect()
     gc.disable()
     files, threads = open_files(), set(threading.enumerate())
     try:

@@ -17,7 +17,8 @@ import pytest
 from neve.castore.blobs.base import BlobBatch, BlobWriter
 from neve.castore.blobs.memory import MemoryBlobService
 from neve.castore.digest import Digest
-from neve.castore.ingest.filesystem import ChangedWhileRead, FilesystemWalk, exclude_globs
+from neve.castore.ingest.exclude import exclude_globs
+from neve.castore.ingest.filesystem import ChangedWhileRead, FilesystemWalk
 from neve.castore.node import DirectoryNode, FileNode
 from neve.errors import Conflict, DiskFull, InvalidRequest, NeveError, NotFound, Unavailable
 from neve.nix.hashes import CAMethod

@@ -66,8 +66,6 @@ def expected_node(item: dict[str, Any]) -> Node:
 @pytest.mark.parametrize("piece", [1, 7, 4096, None])
 def test_what_nix_wrote(name: str, piece: int | None) -> None:
     case = TREES[name]
-    if piece is not None and piece < 100 and case.nar_size > 10_000:
-        pytest.skip("too many pieces")
     services = memory_services()
     data = encoded(case.events)
     node, nar = ingest(services, slices(data, piece or len(data)), nar_of(data))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from neve.errors import Corrupt, PermissionDenied
+from neve.errors import Corrupt, NotFound, PermissionDenied
 from neve.packstore.frames import Record
-from neve.packstore.store import PackStore
+from neve.packstore.location import Location
+from neve.packstore.store import PackStore, Table
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.local import PATH_INFOS, LocalPathInfoService
@@ -93,6 +94,26 @@ def test_signers_in_several_processes_lose_nothing(folder: Path) -> None:
     assert stored is not None
     assert stored.nar is not None
     assert {one.name for one in stored.nar.signatures} == {f"{name}-{i}" for name in names for i in range(5)}
+    service.close()
+
+
+def test_what_is_collected_while_listing_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PackStore.open(folder)
+    service = LocalPathInfoService(store)
+    infos = sorted((path_info(f"p{i}") for i in range(9)), key=lambda info: info.digest)
+    for info in infos:
+        service.put(info)
+    gone = {info.digest for info in (*infos[:5], infos[7])}
+    real = store.read
+
+    def read(table: Table, key: bytes, location: Location) -> bytes:
+        if key in gone:
+            raise NotFound("its pack is gone")
+        return real(table, key, location)
+
+    monkeypatch.setattr(store, "read", read)
+    assert list(service.list(limit=3)) == [infos[5]]
+    assert list(service) == [infos[5], infos[6], infos[8]]
     service.close()
 
 

@@ -68,7 +68,7 @@ def import_command(
         raise click.UsageError("--flat and --text exclude each other")
     if references and not text:
         raise click.UsageError("--reference goes with --text only")
-    from neve.castore.ingest.filesystem import exclude_globs
+    from neve.castore.ingest.exclude import exclude_globs
     from neve.castore.ingest.statcache import StatCache
     from neve.nix.hashes import CAMethod
     from neve.store.importer import ImportOptions

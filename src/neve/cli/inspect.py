@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neve.cli import output
+from neve.cli.interrupts import grace
 from neve.cli.options import STORE_PATH, StoreOptions, store_options
 from neve.cli.progress import is_shown, progress_bar
 from neve.errors import Unsupported
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from neve.telemetry import Progress
 
 _PIECE_BYTES = 1024 * 1024
+
+_REMOVAL_SECONDS = 300.0
+"""How long an interrupted export may take to remove what it has written."""
 
 IN_STORE = click.Path(readable=False, path_type=bytes)
 """A path in the store: a store path, absolute or as base name, and perhaps more below it."""
@@ -187,10 +191,11 @@ def export(store: StoreOptions, path: bytes, destination: bytes | None) -> None:
         destination = path.rstrip(b"/").rpartition(b"/")[2]
     with store.open() as opened:
         node = opened.existing_node(path)
-        with progress_bar(f"exporting {show_path(destination)}") as progress:
+        with progress_bar(f"exporting {show_path(os.path.basename(destination))}") as progress:
             if is_shown():
                 progress.start(contents_size(opened, node))
-            export_tree(opened.services, node, destination, progress=progress)
+            with grace(_REMOVAL_SECONDS):
+                export_tree(opened.services, node, destination, progress=progress)
 
 
 def contents_size(store: Store, root: Node) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from typing import TextIO
 
 from neve.telemetry import LOGGER
@@ -65,10 +66,8 @@ def configure(level: int, *, as_json: bool) -> None:
     LOGGER.propagate = False
 
 
-def is_debug() -> bool:
-    return LOGGER.isEnabledFor(logging.DEBUG)
-
-
-def failure(message: str) -> None:
-    """Tells why the command fails."""
+def failure(message: str, error: BaseException) -> None:
+    """Tells why the command fails; when debugging, also where."""
+    if LOGGER.isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
     LOGGER.error("%s", message)

@@ -20,7 +20,7 @@ _DELAY_SECONDS = 0.4
 
 _INTERVAL_SECONDS = 0.1
 
-_CURRENT_WIDTH = 40
+_TEXT_WIDTH = 40
 _MARGIN = 4
 
 
@@ -46,7 +46,7 @@ class _Bar:
     """Counts, and from time to time shows. ``start`` may be called again for the next stage."""
 
     def __init__(self, what: str) -> None:
-        self._what = what
+        self._what = what if len(what) <= _TEXT_WIDTH else what[: _TEXT_WIDTH - 1] + "…"
         self._total: int | None = None
         self._done = 0
         self._current = ""
@@ -72,15 +72,17 @@ class _Bar:
             self._display = _display(known=self._total is not None)
             self._task = self._display.add_task(self._what, total=self._total, current="")
             self._display.start()
-        current = self._current
-        if len(current) > _CURRENT_WIDTH:
-            current = "…" + current[1 - _CURRENT_WIDTH :]
-        self._display.update(self._task, completed=self._done, current=current)
+        self._display.update(self._task, completed=self._done, current=_shortened(self._current))
 
     def close(self) -> None:
         if self._display is not None:
             self._display.stop()
             self._display = self._task = None
+
+
+def _shortened(text: str) -> str:
+    """The end of ``text``, where paths differ."""
+    return text if len(text) <= _TEXT_WIDTH else "…" + text[1 - _TEXT_WIDTH :]
 
 
 def _display(*, known: bool) -> Display:
@@ -107,13 +109,17 @@ def _display(*, known: bool) -> Display:
             width, height = super().size
             return ConsoleDimensions(max(1, width - _MARGIN), height)
 
-    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False)]
-    if known:
-        columns += [BarColumn(24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
-    else:
-        columns += [SpinnerColumn(), FileSizeColumn(), TransferSpeedColumn(), TimeElapsedColumn()]
-    current = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    columns.append(TextColumn("{task.fields[current]}", markup=False, table_column=current))
+    def cell(ratio: int | None = None) -> Column:
+        return Column(ratio=ratio, no_wrap=True, overflow="ellipsis")
+
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}", markup=False, table_column=cell()),
+        BarColumn(24, table_column=cell()) if known else SpinnerColumn(table_column=cell()),
+        DownloadColumn(table_column=cell()) if known else FileSizeColumn(table_column=cell()),
+        TransferSpeedColumn(table_column=cell()),
+        TimeRemainingColumn(table_column=cell()) if known else TimeElapsedColumn(table_column=cell()),
+        TextColumn("{task.fields[current]}", markup=False, table_column=cell(1)),
+    ]
     return Display(
         *columns,
         console=Narrower(stderr=True),

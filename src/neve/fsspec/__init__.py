@@ -69,7 +69,7 @@ class NeveFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     ``store`` is an address (``local:///srv/neve``), which is opened when it is first needed and closed
     when the filesystem is dropped, or an open ``neve.Store``, which stays its owner's to close. With an
-    address the filesystem can be pickled, and works after a fork. Thread-safe.
+    address the filesystem can be pickled. Thread-safe.
     """
 
     protocol = "neve"

@@ -224,6 +224,8 @@ class Index:
         def look_up(txn: Txn) -> dict[bytes, Location]:
             found: dict[bytes, Location] = {}
             get, db = txn.get, self._dbs[table]
+            if not txn.stat(db)["entries"]:
+                return found  # a new store: spares its first import a call for each file
             for key in keys:
                 if (value := get(key, db=db)) is not None:
                     found[key] = decode_location(key, value)

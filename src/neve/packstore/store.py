@@ -62,7 +62,7 @@ def unseal(table: int, key: bytes, sealed: bytes) -> bytes:
     """Takes the seal off. Raises ``Corrupt`` naming the key if it does not fit."""
     data = sealed[:-_SEAL_SIZE]
     if len(sealed) < _SEAL_SIZE or sealed[-_SEAL_SIZE:] != pack.check16(bytes([table]), key, data):
-        raise Corrupt(f"the record of {key.hex()} is damaged")
+        raise Corrupt(f"the record of {key.hex()} does not match its seal")
     return data
 
 
@@ -74,7 +74,8 @@ class PackStore:
     """
 
     _opened: ClassVar[dict[tuple[int, int], PackStore]] = {}
-    _opened_lock = threading.Lock()
+    _opened_lock = threading.RLock()
+    # Reentrant: a finalizer may close a store whenever the garbage collector runs, also inside `open`.
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
         description = layout.read_description(path)
@@ -125,17 +126,18 @@ class PackStore:
                 layout.create(path, dict(settings or {}))
             layout.read_description(path)
             key = _identity(path)
-            if (found := cls._opened.get(key)) is not None and found._pid == os.getpid():
+            while (found := cls._opened.get(key)) is not None and found._pid == os.getpid():
                 if found.read_only and not read_only:
                     raise Unsupported(f"{path} is open read-only in this process; close it before writing")
                 found._users += 1
-                return found
+                if cls._opened.get(key) is found:
+                    return found
             store = cls(path, read_only=read_only)
             cls._opened[key] = store
             return store
 
     def close(self) -> None:
-        """Commits what is staged; the last close of a folder releases it."""
+        """The last close of a folder releases it. What was staged and not committed is given up."""
         # The lock is kept to the end: LMDB refuses to open in one process what is still open there.
         with self._opened_lock:
             self._users -= 1
@@ -201,23 +203,24 @@ class PackStore:
             return None
 
     def read(self, table: Table, key: bytes, location: Location) -> bytes:
-        """The data of a located record, proven."""
-        data = self.read_unproven(table, key, location)
-        if table.check is None:
-            return unseal(table.id, key, data)
-        if not table.check(location.tag, key, data):
-            raise Corrupt(f"{table.name}: the stored bytes of {key.hex()} do not match it")
-        return data
+        """The data of a located record, proven. Raises ``Corrupt`` naming table and key."""
+        try:
+            data = self.read_unproven(table, key, location)
+            if table.check is None:
+                return unseal(table.id, key, data)
+            if table.check(location.tag, key, data):
+                return data
+        except Corrupt as error:
+            raise Corrupt(f"{table.name}: {key.hex()} is damaged: {error}") from error
+        raise Corrupt(f"{table.name}: the stored bytes of {key.hex()} do not match it")
 
     def read_unproven(self, table: Table, key: bytes, location: Location) -> bytes:
         """The bytes of a located record as they are, for a caller who checks them itself.
 
-        Raises ``Corrupt`` naming the key when there is nothing that could be checked.
+        Raises ``Corrupt`` when there is nothing to be checked, ``NotFound`` if the record was deleted
+        and its pack is gone.
         """
-        try:
-            return self._reader.record_retrying(key, location, lambda: self.index.get_many(table.id, [key]))
-        except Corrupt as error:
-            raise Corrupt(f"{table.name}: {key.hex()} cannot be read: {error}") from error
+        return self._reader.record_retrying(key, location, lambda: self.index.get_many(table.id, [key]))
 
     def frame(self, location: Location) -> bytes:
         """The decompressed frame that ``location`` lies in. Raises ``NotFound`` if its pack is gone."""

@@ -313,15 +313,11 @@ class Writer:
             txn.set_pack_length(one.id, one.end)
 
     def close(self) -> None:
-        """Commits what is staged and lets go of the packs."""
-        try:
-            if self._staged_count > self._committed_count and os.getpid() == self._pid:
-                self.commit()
-        finally:
-            with self._append_lock:
-                for held in self._held():
-                    held.close()
-                self._full, self._pack = [], None
+        """Lets go of the packs. What is staged and was not committed is given up: nobody waits for it."""
+        with self._append_lock:
+            for held in self._held():
+                held.close()
+            self._full, self._pack = [], None
 
 
 def _merge(into: dict[bytes, Location], records: Iterable[tuple[bytes, Location]]) -> None:

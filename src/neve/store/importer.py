@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 from neve.castore.ingest.archive import archive_events
 from neve.castore.ingest.entries import Ingester
-from neve.castore.ingest.filesystem import Exclude, FilesystemWalk, show_path
+from neve.castore.ingest.exclude import Exclude
+from neve.castore.ingest.filesystem import FilesystemWalk, show_path
 from neve.castore.ingest.stampwalk import stamp_tree
 from neve.castore.ingest.statcache import StatCache, TreeStamp
 from neve.castore.node import Node

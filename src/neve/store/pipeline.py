@@ -6,6 +6,7 @@ help although the work between is Python.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Generator, Iterable, Sequence
@@ -16,6 +17,8 @@ from neve.tree import Event, Sink
 
 _QUEUED_BATCHES = 4
 """Batches that may wait for a sink: bounds memory at a few MiB."""
+
+_PATIENCE_SECONDS = 0.1
 
 
 class SinkThread:
@@ -54,9 +57,11 @@ class SinkThread:
             raise self._error
 
     def _stop(self) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
+        # Again and again: an interrupt in the middle of a put can lose the next wake-up.
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=_PATIENCE_SECONDS)
+            self._thread.join(_PATIENCE_SECONDS)
 
     def __enter__(self) -> Self:
         return self

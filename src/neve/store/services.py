@@ -92,7 +92,9 @@ def _is_local(url: str) -> bool:
 def _pin_temporary(url: str) -> str:
     """``local://`` names a new folder each time: all services of one store must get the same."""
     address = parse_address(url)
-    if address.scheme == "local" and not address.host and not address.path:
+    # One that is read-only is refused when it is opened, and so needs no folder.
+    writable = address.parameters.get("mode") != "ro"
+    if address.scheme == "local" and not address.host and not address.path and writable:
         query = url.partition("?")[2]
         return f"local://{quote(str(temporary_folder()))}" + (f"?{query}" if query else "")
     return url

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neve.castore.ingest.filesystem import Exclude, FilesystemWalk
+from neve.castore.ingest.exclude import Exclude
+from neve.castore.ingest.filesystem import FilesystemWalk
 from neve.tree import BeginFile, Data, EndFile, Event, File
 
 NOBODY = 65534
@@ -74,8 +74,13 @@ def public_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["chmod", "-R", "u+rwx", folder], check=False, capture_output=True)
-        subprocess.run(["rm", "-rf", folder], check=True)
+        remove_all(folder)
+
+
+def remove_all(folder: Path) -> None:
+    """Removes a tree that ``shutil`` cannot: too deep, or folders without write permission."""
+    subprocess.run(["chmod", "-R", "u+rwx", folder], check=False, capture_output=True)
+    subprocess.run(["rm", "-rf", folder], check=True)
 
 
 def as_nobody(imports: str, code: str, *arguments: str | Path) -> str:
@@ -91,7 +96,3 @@ def as_nobody(imports: str, code: str, *arguments: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def free_space(folder: Path) -> int:
-    return shutil.disk_usage(folder).free

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from neve.castore.ingest.filesystem import ChangedWhileRead, FilesystemWalk, exclude_globs, show_path
+from neve.castore.ingest.exclude import exclude_globs
+from neve.castore.ingest.filesystem import ChangedWhileRead, FilesystemWalk, show_path
 from neve.castore.ingest.stampwalk import stamp_tree
 from neve.castore.ingest.statcache import TreeStamp
 from neve.errors import InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable

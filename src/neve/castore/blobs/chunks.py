@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import bisect
 import io
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from neve.castore.blobs.base import BlobReader, Chunk
-from neve.castore.digest import Digest, check_digest
+from neve.castore.digest import Digest, check_digest, format_digest
 from neve.errors import Corrupt, InvalidRequest
 
 if TYPE_CHECKING:
@@ -84,31 +85,51 @@ def decode_chunk_list(data: bytes) -> list[Chunk]:
     return [Chunk(check_digest(chunk.digest, "chunk digest"), chunk.size) for chunk in message.chunks]
 
 
-class BytesReader(BlobReader):
+class _SeekingReader(BlobReader):
+    """Keeps the position; what lies there, ``_piece`` tells."""
+
+    _position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
+        if base is None or base + offset < 0:
+            raise ValueError(f"cannot seek to {offset} from {whence}")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        piece = self._piece(len(buffer))
+        memoryview(buffer)[: len(piece)] = piece
+        return len(piece)
+
+    @abstractmethod
+    def _piece(self, wanted: int) -> bytes | memoryview:
+        """Up to ``wanted`` bytes at the position, none only at the end; moves the position."""
+
+
+class BytesReader(_SeekingReader):
     """A reader over contents at hand, already verified."""
 
     def __init__(self, contents: bytes) -> None:
-        self._file = io.BytesIO(contents)
-        self._size = len(contents)
+        self._contents = contents
 
     @property
     def size(self) -> int:
-        return self._size
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        return self._file.readinto(buffer)
+        return len(self._contents)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        return self._file.read(size)
+        return self._piece(self.size if size is None or size < 0 else size)
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return self._file.seek(offset, whence)
+    def _piece(self, wanted: int) -> bytes:
+        piece = self._contents[self._position : self._position + wanted]
+        self._position += len(piece)
+        return piece
 
-    def tell(self) -> int:
-        return self._file.tell()
 
-
-class ChunkedReader(BlobReader):
+class ChunkedReader(_SeekingReader):
     """A reader over a list of chunks.
 
     ``fetch`` gives the verified bytes of a chunk; one whose length is not the one in the list is
@@ -128,28 +149,12 @@ class ChunkedReader(BlobReader):
         self._fetch_ahead = fetch_ahead
         self._ahead: dict[int, Future[bytes]] = {}
         self._ends = list(accumulate(chunk.size for chunk in chunks))
-        self._position = 0
         self._held = -1
         self._contents = b""
 
     @property
     def size(self) -> int:
         return self._ends[-1] if self._ends else 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
-        if base is None or base + offset < 0:
-            raise ValueError(f"cannot seek to {offset} from {whence}")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        piece = self._piece(len(buffer))
-        memoryview(buffer)[: len(piece)] = piece
-        return len(piece)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Unlike a raw file's, this gives all that is asked for, short only at the end."""
@@ -189,5 +194,5 @@ class ChunkedReader(BlobReader):
                     self._ahead[following] = self._fetch_ahead(self._chunks[following].digest)
         contents = self._fetch(digest) if future is None else future.result()
         if len(contents) != size:
-            raise Corrupt(f"chunk {digest.hex()} has {len(contents)} bytes, its list says {size}")
+            raise Corrupt(f"chunk {format_digest(digest)} has {len(contents)} bytes, its list says {size}")
         return contents

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk, blob_not_found
+from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk
 from neve.castore.blobs.chunks import BytesReader, ChunkedReader, decode_chunk_list
 from neve.castore.blobs.local_write import BLOBS, CHUNK, LIST, LocalBlobBatch, LocalBlobWriter, worker_count
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest, format_digest
@@ -59,13 +59,16 @@ class LocalBlobService(BlobService):
         location = self._store.find(BLOBS, [digest]).get(digest)
         if location is None:
             return None
-        if location.tag == LIST:
-            return ChunkedReader(
-                self._chunk_list(digest, location),
-                self._fetch_chunk,
-                lambda chunk: self._executor().submit(self._fetch_chunk, chunk),
-            )
-        return BytesReader(self._read_whole(digest, location))
+        try:
+            if location.tag == LIST:
+                return ChunkedReader(
+                    self._chunk_list(digest, location),
+                    self._fetch_chunk,
+                    lambda chunk: self._executor().submit(self._fetch_chunk, chunk),
+                )
+            return BytesReader(self._read_whole(digest, location))
+        except NotFound:
+            return None
 
     def chunks(self, digest: Digest) -> list[Chunk] | None:
         if check_digest(digest) == EMPTY_BLOB:
@@ -78,11 +81,17 @@ class LocalBlobService(BlobService):
         return [Chunk(digest, location.length)]
 
     def _chunk_list(self, digest: Digest, location: Location) -> list[Chunk]:
-        data = self._store.read_unproven(BLOBS, digest, location)
-        return decode_chunk_list(unseal(BLOBS.id, digest, data))
+        try:
+            data = self._store.read_unproven(BLOBS, digest, location)
+            return decode_chunk_list(unseal(BLOBS.id, digest, data))
+        except Corrupt as error:
+            raise _corrupt(digest, f"are damaged: {error}") from error
 
     def _read_whole(self, digest: Digest, location: Location) -> bytes:
-        data = self._store.read_unproven(BLOBS, digest, location)
+        try:
+            data = self._store.read_unproven(BLOBS, digest, location)
+        except Corrupt as error:
+            raise _corrupt(digest, f"are damaged: {error}") from error
         if b3_digest(data) != digest:
             raise _corrupt(digest)
         return data
@@ -90,7 +99,7 @@ class LocalBlobService(BlobService):
     def _fetch_chunk(self, digest: Digest) -> bytes:
         location = self._store.find(BLOBS, [digest]).get(digest)
         if location is None:
-            raise blob_not_found(digest)
+            raise Corrupt(f"chunk {format_digest(digest)} is missing, a blob in the store needs it")
         return self._read_whole(digest, location)
 
     def read_many(self, digests: Iterable[Digest]) -> Iterator[bytes]:
@@ -118,7 +127,9 @@ class LocalBlobService(BlobService):
 
     def _window(self, digests: list[Digest]) -> _Window:
         """Looks up where blobs lie and has their frames read, a few by each task."""
-        near = self._store.find_near(BLOBS, [digest for digest in digests if digest != EMPTY_BLOB])
+        near = self._store.find_near(
+            BLOBS, [check_digest(digest) for digest in digests if digest != EMPTY_BLOB]
+        )
         wanted = list({frame.place: frame for frame, tag, _, _ in near.values() if tag != LIST}.values())
         parts = [wanted[i : i + _FRAMES_A_TASK] for i in range(0, len(wanted), _FRAMES_A_TASK)]
         frames = [(part, self._executor().submit(self._read_frames, part)) for part in parts]
@@ -127,26 +138,26 @@ class LocalBlobService(BlobService):
     def _read_frames(self, frames: list[Location]) -> list[bytes]:
         return [self._store.frame(frame) for frame in frames]
 
-    def _contents(self, window: _Window) -> list[bytes]:
+    def _contents(self, window: _Window) -> Iterator[bytes]:
         """The blobs of a window, verified."""
         frames: dict[int, bytes] = {}
         for part, future in window.frames:
             try:
                 frames.update(zip([frame.place for frame in part], future.result(), strict=True))
-            except NotFound:
-                continue  # Their pack is gone because its records have moved: looked up anew below.
-        result: list[bytes] = []
+            except (NotFound, Corrupt):
+                # The pack is gone because its records have moved, or one frame is damaged: below each
+                # blob is looked up anew, and a damaged one is named.
+                continue
         for digest in window.digests:
             found = window.near.get(digest)
             if found is None or found[1] == LIST or (frame := frames.get(found[0].place)) is None:
-                result.append(b"" if digest == EMPTY_BLOB else self.read(digest))
+                yield b"" if digest == EMPTY_BLOB else self.read(digest)
                 continue
             _, _, start, length = found
             data = frame[start : start + length]
             if blake3(data).digest() != digest:
                 raise _corrupt(digest)
-            result.append(data)
-        return result
+            yield data
 
     def _executor(self) -> ThreadPoolExecutor:
         with self._pool_lock:
@@ -179,8 +190,8 @@ class LocalBlobService(BlobService):
         self._store.close()
 
 
-def _corrupt(digest: Digest) -> Corrupt:
-    return Corrupt(f"the stored bytes of blob {format_digest(digest)} do not match its digest")
+def _corrupt(digest: Digest, what: str = "do not match its digest") -> Corrupt:
+    return Corrupt(f"the stored bytes of blob {format_digest(digest)} {what}")
 
 
 def open_local(address: Address) -> LocalBlobService:

@@ -22,8 +22,8 @@ from blake3 import blake3
 
 from neve.castore.blobs.base import BlobBatch, BlobWriter, Chunk
 from neve.castore.blobs.chunks import Chunker, encode_chunk_list
-from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest
-from neve.errors import Corrupt, InvalidRequest
+from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest
+from neve.errors import Corrupt, InvalidRequest, Unavailable
 from neve.packstore.frames import FRAME_TARGET, Record
 from neve.packstore.store import PackStore, Table, seal, unseal
 from neve.tree import WHOLE_FILE_LIMIT
@@ -57,7 +57,9 @@ def worker_count() -> int:
 class LocalBlobBatch(BlobBatch):
     """Stages blobs in frames. Threads of its own look up, compress and append, a bounded number ahead.
 
-    Only hashing is done by the caller's thread: it needs the digests at once.
+    Only hashing is done by the caller's thread: it needs the digests at once. Chunk lists are staged
+    when all chunks are: a commit by anybody takes what is staged at its time, and a list without its
+    chunks must never become visible.
     """
 
     def __init__(self, store: PackStore) -> None:
@@ -65,18 +67,30 @@ class LocalBlobBatch(BlobBatch):
         self._epoch = store.writer.epoch
         self._group: list[Record] = []
         self._group_bytes = 0
+        self._lists: list[Record] = []
+        self._list_bytes = 0
         self._threads: ThreadPoolExecutor | None = None
         self._queued: deque[Future[None]] = deque()
-        # What the threads share: new small blobs until they fill a frame, and what is being staged.
+        self._failure: BaseException | None = None
+        self._closed = False
+        # What the threads share: new small blobs until they fill a frame, and the tags of what is
+        # being staged.
         self._lock = threading.Lock()
         self._small: list[Record] = []
         self._small_bytes = 0
-        self._staging: set[Digest] = set()
+        self._staging: dict[Digest, int] = {}
 
     def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
+        if max(map(len, blobs), default=0) > WHOLE_FILE_LIMIT:
+            return [self._put_any(blob) for blob in blobs]
         digests = [blake3(blob).digest() for blob in blobs]
         self._add([Record(BLOB, digest, blob) for digest, blob in zip(digests, blobs, strict=True) if blob])
         return digests
+
+    def _put_any(self, blob: bytes) -> Digest:
+        with self.open_write() as writer:
+            writer.write(blob)
+            return writer.close()
 
     def put_chunks(self, chunks: Sequence[memoryview]) -> list[Chunk]:
         """Stores pieces of a large blob."""
@@ -86,32 +100,56 @@ class LocalBlobBatch(BlobBatch):
 
     def put_list(self, digest: Digest, chunks: Sequence[Chunk]) -> None:
         """Stores the chunk list of a large blob; its chunks were put before."""
-        self._add([Record(LIST, digest, seal(_TABLE_ID, digest, encode_chunk_list(chunks)))])
+        self._check_usable()
+        record = Record(LIST, digest, seal(_TABLE_ID, digest, encode_chunk_list(chunks)))
+        self._lists.append(record)
+        self._list_bytes += len(record.data)
+        if self._list_bytes >= FRAME_TARGET:
+            self._drain()
 
     def _add(self, records: Sequence[Record]) -> None:
+        self._check_usable()
         self._group.extend(records)
         self._group_bytes += sum([len(record.data) for record in records])
         if self._group_bytes >= FRAME_TARGET or len(self._group) >= _MAX_GROUP:
             self._submit()
 
+    def _check_usable(self) -> None:
+        """Refuses to go on after a failure: something of what was put is lost, ``commit`` must not work."""
+        if self._closed:
+            raise InvalidRequest("the blob batch is closed")
+        if self._failure is not None:
+            raise Unavailable(f"the blob batch has failed before: {self._failure}") from self._failure
+
     def _submit(self) -> None:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(worker_count(), thread_name_prefix="neve-pack")
         while len(self._queued) >= _MAX_QUEUED_GROUPS or (self._queued and self._queued[0].done()):
-            self._queued.popleft().result()
+            self._finish_first()
         self._queued.append(self._threads.submit(self._process, self._group))
         self._group, self._group_bytes = [], 0
 
+    def _finish_first(self) -> None:
+        try:
+            self._queued.popleft().result()
+        except BaseException as error:
+            self._failure = error
+            raise
+
     def _process(self, records: list[Record]) -> None:
         """Stages what is new of ``records``; a small blob only once a frame is full."""
+        if not records:
+            return
         stored = self._store.locate(BLOBS, [record.key for record in records])
         full: list[list[Record]] = []
         with self._lock:
             for record in records:
                 known = stored.get(record.key)
-                if (known is not None and known.tag >= record.tag) or record.key in self._staging:
+                if known is not None and known.tag >= record.tag:
                     continue
-                self._staging.add(record.key)
+                if self._staging.get(record.key, 0) >= record.tag:
+                    continue
+                self._staging[record.key] = record.tag
                 size = len(record.data)
                 if size >= FRAME_TARGET // 2:
                     full.append([record])
@@ -131,22 +169,35 @@ class LocalBlobBatch(BlobBatch):
         self._store.stage(BLOBS, records)
         with self._lock:
             # From here on the writer knows them, and answers for this batch as for any other.
-            self._staging.difference_update([record.key for record in records])
+            for record in records:
+                if self._staging.get(record.key) == record.tag:
+                    del self._staging[record.key]
 
     def _drain(self) -> None:
-        if self._group:
+        """Stages everything put so far."""
+        self._check_usable()
+        if self._group and self._threads is not None:
             self._submit()
         while self._queued:
-            self._queued.popleft().result()
-        if self._small:
+            self._finish_first()
+        try:
+            group, self._group, self._group_bytes = self._group, [], 0
+            self._process(group)
             self._stage(self._take_small())
+            lists, self._lists, self._list_bytes = self._lists, [], 0
+            self._process(lists)
+            self._stage(self._take_small())
+        except BaseException as error:
+            self._failure = error
+            raise
 
     def open_write(self) -> BlobWriter:
+        self._check_usable()
         return LocalBlobWriter(self, owns_batch=False)
 
     def keep_many(self, digests: Sequence[Digest]) -> list[Digest]:
         self._drain()
-        found = self._store.locate(BLOBS, digests)
+        found = self._store.locate(BLOBS, [check_digest(digest) for digest in digests])
         return [d for d in digests if d not in found and d != EMPTY_BLOB]
 
     def commit(self) -> None:
@@ -154,12 +205,12 @@ class LocalBlobBatch(BlobBatch):
         self._store.writer.commit(self._epoch)
 
     def close(self) -> None:
-        self._group, self._group_bytes = [], 0
+        self._closed = True
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
             self._threads = None
+        self._group, self._lists, self._small = [], [], []
         self._queued.clear()
-        self._take_small()
         self._staging.clear()
 
 

@@ -38,8 +38,9 @@ class MemoryBlobService(BlobService):
         return digests[start : start + limit]
 
     def delete_many(self, digests: Sequence[Digest]) -> int:
+        wanted = {check_digest(digest) for digest in digests}
         with self._lock:
-            there = self._put.intersection(digests)
+            there = self._put & wanted
             self._put -= there
             for digest in there - {EMPTY_BLOB}:
                 del self._blobs[digest]

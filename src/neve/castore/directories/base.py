@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from neve.castore.closure import LeavesToRoot
-from neve.castore.digest import Digest, format_digest
+from neve.castore.digest import Digest, check_digest, format_digest
 from neve.castore.directory import Directory
 from neve.errors import InvalidRequest, NotFound, Unsupported
 
@@ -80,13 +80,12 @@ class DirectoryService(ABC):
         Raises ``NotFound`` when a Directory that one of them refers to is missing: the store is
         inconsistent then.
         """
-        known = {digest}
+        known = {check_digest(digest)}
         wanted = [digest]
         first = True
         while wanted:
             following: list[Digest] = []
-            for start in range(0, len(wanted), GET_MANY):
-                part = wanted[start : start + GET_MANY]
+            for part in self._portions(wanted):
                 found = self.get_many(part)
                 if first and digest not in found:
                     return
@@ -101,6 +100,11 @@ class DirectoryService(ABC):
                             following.append(child.digest)
                     yield directory
             wanted = following
+
+    def _portions(self, digests: Sequence[Digest]) -> Iterator[Sequence[Digest]]:
+        """Splits ``digests`` into portions of which the Directories can be held at once."""
+        for start in range(0, len(digests), GET_MANY):
+            yield digests[start : start + GET_MANY]
 
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         """Up to ``limit`` digests greater than ``after``, ascending. May be ``Unsupported``."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
 from neve.castore.directories.base import CheckingPutter, DirectoryPutter, DirectoryService
 from neve.castore.directory import Directory
-from neve.errors import Corrupt, InvalidRequest
+from neve.errors import Corrupt, InvalidRequest, NotFound
 from neve.packstore.address import open_address
 from neve.packstore.frames import FRAME_TARGET, Record
 from neve.packstore.layout import os_errors
@@ -19,7 +19,8 @@ DIRECTORIES = Table(2, "directories", lambda tag, key, data: b3_digest(data) == 
 
 _TAG = 1
 _SPOOL_IN_MEMORY = 16 * 1024 * 1024
-_READ_STEP = 1024 * 1024
+_PORTION_BYTES = 1024 * 1024
+"""Directories longer than this together are not held at once (decoded they take some times as much)."""
 
 
 class LocalDirectoryService(DirectoryService):
@@ -38,7 +39,12 @@ class LocalDirectoryService(DirectoryService):
         located = self._store.find(DIRECTORIES, digests)
         result: dict[Digest, Directory] = {}
         for digest, location in sorted(located.items(), key=lambda item: item[1].place):
-            encoded = self._store.read_unproven(DIRECTORIES, digest, location)
+            try:
+                encoded = self._store.read_unproven(DIRECTORIES, digest, location)
+            except NotFound:
+                continue
+            except Corrupt as error:
+                raise _corrupt(digest, f"are damaged: {error}") from error
             if b3_digest(encoded) != digest:
                 raise _corrupt(digest)
             try:
@@ -46,6 +52,20 @@ class LocalDirectoryService(DirectoryService):
             except InvalidRequest as error:
                 raise Corrupt(f"stored Directory {format_digest(digest)} is invalid: {error}") from error
         return result
+
+    def _portions(self, digests: Sequence[Digest]) -> Iterator[Sequence[Digest]]:
+        for many in super()._portions(digests):
+            located = self._store.find(DIRECTORIES, many)
+            portion: list[Digest] = []
+            size = 0
+            for digest in many:
+                portion.append(digest)
+                size += located[digest].length if digest in located else 0
+                if size >= _PORTION_BYTES:
+                    yield portion
+                    portion, size = [], 0
+            if portion:
+                yield portion
 
     def put(self, directory: Directory) -> Digest:
         digest = directory.digest
@@ -79,7 +99,7 @@ class _Putter(CheckingPutter):
     def __init__(self, store: PackStore) -> None:
         super().__init__()
         self._store = store
-        self._epoch = store.writer.epoch
+        self._writer = store.writer
         self._known: set[Digest] = set()
         self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by _release
             max_size=_SPOOL_IN_MEMORY, dir=str(store.temporary_folder())
@@ -87,7 +107,11 @@ class _Putter(CheckingPutter):
 
     def put_built(self, encoded: bytes, digest: Digest) -> None:
         self._check_open()
-        self._keep(encoded, digest)
+        try:
+            self._keep(encoded, digest)
+        except BaseException:
+            self.abandon()
+            raise
         self._last_built = digest
 
     def _keep(self, encoded: bytes, digest: Digest) -> None:
@@ -99,6 +123,7 @@ class _Putter(CheckingPutter):
             self._spool.write(encoded)
 
     def _commit(self) -> None:
+        epoch = self._writer.epoch
         with os_errors(f"cannot spool Directories in {self._store.temporary_folder()}"):
             self._spool.seek(0)
             group: list[Record] = []
@@ -110,7 +135,7 @@ class _Putter(CheckingPutter):
                     self._stage(group)
                     group, size = [], 0
             self._stage(group)
-        self._store.writer.commit(self._epoch)
+        self._writer.commit(epoch)
 
     def _stage(self, group: list[Record]) -> None:
         absent = set(self._store.missing(DIRECTORIES, [record.key for record in group]))
@@ -125,8 +150,8 @@ class _Putter(CheckingPutter):
         self._known.clear()
 
 
-def _corrupt(digest: Digest) -> Corrupt:
-    return Corrupt(f"the stored bytes of Directory {format_digest(digest)} do not match its digest")
+def _corrupt(digest: Digest, what: str = "do not match its digest") -> Corrupt:
+    return Corrupt(f"the stored bytes of Directory {format_digest(digest)} {what}")
 
 
 def open_local(address: Address) -> LocalDirectoryService:

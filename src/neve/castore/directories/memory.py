@@ -41,8 +41,9 @@ class MemoryDirectoryService(DirectoryService):
         return digests[start : start + limit]
 
     def delete_many(self, digests: Sequence[Digest]) -> int:
+        wanted = {check_digest(digest) for digest in digests}
         with self._lock:
-            return sum(self._directories.pop(check_digest(d), None) is not None for d in digests)
+            return sum(self._directories.pop(digest, None) is not None for digest in wanted)
 
 
 class _Putter(CheckingPutter):

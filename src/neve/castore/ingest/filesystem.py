@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import os
-import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from neve.castore.ingest.exclude import Exclude
 from neve.castore.ingest.statcache import TreeStamp
 from neve.errors import InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable
 from neve.tree import (
@@ -36,9 +35,6 @@ from neve.tree import (
     File,
     Symlink,
 )
-
-Exclude = Callable[[bytes], bool]
-"""Tells whether to leave out the entry at a path (bytes, relative to the root, no leading slash)."""
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIRECTORY_FLAGS = _FLAGS | os.O_DIRECTORY
@@ -384,22 +380,3 @@ def _opened_parent(path: bytes) -> Iterator[tuple[int, bytes]]:
         yield fd, name
     finally:
         os.close(fd)
-
-
-def exclude_globs(patterns: list[str]) -> Exclude | None:
-    """An ``Exclude`` for shell patterns.
-
-    A pattern without a slash is matched against the last component, anywhere; one with a slash
-    against the whole path from the root. What is below an excluded directory is excluded too.
-    """
-    if not patterns:
-        return None
-    whole = [re.compile(fnmatch.translate(p.strip("/"))) for p in patterns if "/" in p.rstrip("/")]
-    last = [re.compile(fnmatch.translate(p.rstrip("/"))) for p in patterns if "/" not in p.rstrip("/")]
-
-    def excluded(path: bytes) -> bool:
-        text = os.fsdecode(path)
-        base = text.rpartition("/")[2]
-        return any(p.match(text) for p in whole) or any(p.match(base) for p in last)
-
-    return excluded

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
-from neve.castore.ingest.filesystem import Exclude, FilesystemWalk
+from neve.castore.ingest.exclude import Exclude
+from neve.castore.ingest.filesystem import FilesystemWalk
 from neve.castore.ingest.statcache import TreeStamp
 from neve.tree import Event
 

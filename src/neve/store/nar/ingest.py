@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import queue
 import threading
@@ -18,6 +19,7 @@ from neve.nix.nar.reader import NarReader
 from neve.store.nar_nodes import Nar
 
 _QUEUED_PIECES = 4
+_PATIENCE_SECONDS = 0.1
 
 
 class NarMismatch(InvalidRequest):
@@ -78,9 +80,11 @@ class _Hasher:
         return Nar(self.size, self._hash.digest())
 
     def _stop(self) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
+        # Again and again: an interrupt in the middle of a put can lose the next wake-up.
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=_PATIENCE_SECONDS)
+            self._thread.join(_PATIENCE_SECONDS)
 
     def __enter__(self) -> Self:
         return self

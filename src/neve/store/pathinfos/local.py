@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
-from neve.errors import Corrupt
+from neve.errors import Corrupt, NotFound
 from neve.nix import base32
 from neve.packstore.address import open_address
 from neve.packstore.frames import Record
@@ -53,8 +54,14 @@ class LocalPathInfoService(PathInfoService):
         return self._store.update(change)
 
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
-        page = self._store.page(PATH_INFOS, after, limit)
-        return [_decode(key, self._store.read(PATH_INFOS, key, location)) for key, location in page]
+        found: list[PathInfo] = []
+        # A page of which nothing is left is not the end of the list.
+        while not found and (page := self._store.page(PATH_INFOS, after, limit)):
+            for key, location in page:
+                with contextlib.suppress(NotFound):  # Deleted, and its pack gone, since the page was read.
+                    found.append(_decode(key, self._store.read(PATH_INFOS, key, location)))
+            after = page[-1][0]
+        return found
 
     def delete_many(self, digests: Sequence[bytes]) -> int:
         for digest in digests:
