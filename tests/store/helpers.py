@@ -76,8 +76,8 @@ class CountingBlobs(BlobService):
     def open_write(self) -> BlobWriter:
         return self._inner.open_write()
 
-    def read_many(self, digests: Iterable[Digest]) -> Iterator[bytes]:
-        return self._inner.read_many(map(self._note, digests))
+    def read_many(self, digests: Iterable[Digest], limit: int | None = None) -> Iterator[bytes]:
+        return self._inner.read_many(map(self._note, digests), limit)
 
 
 class ForgedBlobs(BlobService):

@@ -390,3 +390,11 @@ def test_only_what_was_computed_is_trusted() -> None:
     digest = put_blob(services, b"x")
     plain, executable = FileNode(digest, 1), FileNode(digest, 1, executable=True)
     assert calculation.calculate_nar(plain) != calculation.calculate_nar(executable)
+
+
+def test_a_large_blob_behind_a_node_that_says_it_is_small_is_not_loaded(services: Services) -> None:
+    contents = b"large" * 300_000
+    digest = put_blob(services, contents)
+    node = FileNode(digest, 10)
+    with pytest.raises(Corrupt, match="says that it is small"):
+        b"".join(services.renderer.stream(node))

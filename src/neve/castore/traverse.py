@@ -12,7 +12,7 @@ from neve.castore.digest import EMPTY_BLOB, Digest, format_digest
 from neve.castore.directories.base import DirectoryService, directory_not_found
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
-from neve.errors import Corrupt
+from neve.errors import Corrupt, LimitExceeded
 from neve.tree import (
     BATCH_BYTES,
     BATCH_EVENTS,
@@ -107,11 +107,14 @@ def with_contents(
             # Whatever is no small file counts as empty, so that contents and items stay in step.
             yield EMPTY_BLOB if node is None else node.digest
 
-    for contents in blobs.read_many(digests()):
-        item, node = ahead.popleft()
-        if node is not None and node.size != len(contents):
-            raise wrong_length(node, len(contents))
-        yield item, contents
+    try:
+        for contents in blobs.read_many(digests(), WHOLE_FILE_LIMIT):
+            item, node = ahead.popleft()
+            if node is not None and node.size != len(contents):
+                raise wrong_length(node, len(contents))
+            yield item, contents
+    except LimitExceeded as error:
+        raise Corrupt(f"a node says that it is small: {error}") from error
 
 
 def wrong_length(node: FileNode, length: int) -> Corrupt:

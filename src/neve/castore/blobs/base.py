@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from neve.castore.digest import Digest, format_digest
-from neve.errors import NotFound, Unsupported
+from neve.errors import LimitExceeded, NotFound, Unsupported
 
 _COPY_BYTES = 1024 * 1024
 
@@ -155,21 +155,25 @@ class BlobService(ABC):
             batch.commit()
         return digests
 
-    def read_many(self, digests: Iterable[Digest]) -> Iterator[bytes]:
+    def read_many(self, digests: Iterable[Digest], limit: int | None = None) -> Iterator[bytes]:
         """The whole contents of each blob, in order; for blobs small enough to be held.
 
-        ``digests`` is consumed ahead of what is yielded, by a bounded amount. Raises ``NotFound``
-        naming the first one that is not there.
+        ``digests`` is consumed ahead of what is yielded, by a bounded amount. Raises like ``read``.
         """
         for digest in digests:
-            yield self.read(digest)
+            yield self.read(digest, limit)
 
-    def read(self, digest: Digest) -> bytes:
-        """The whole contents of one blob. Raises ``NotFound``."""
+    def read(self, digest: Digest, limit: int | None = None) -> bytes:
+        """The whole contents of one blob. Raises ``NotFound``, and ``LimitExceeded`` instead of reading
+        a blob of more than ``limit`` bytes."""
         reader = self.open_read(digest)
         if reader is None:
             raise blob_not_found(digest)
         with reader:
+            if limit is not None and reader.size > limit:
+                raise LimitExceeded(
+                    f"blob {format_digest(digest)} has {reader.size} bytes, at most {limit} are wanted"
+                )
             return reader.read()
 
     def stream(self, digest: Digest, size: int = _COPY_BYTES) -> Iterator[bytes]:

@@ -102,7 +102,7 @@ class LocalBlobService(BlobService):
             raise Corrupt(f"chunk {format_digest(digest)} is missing, a blob in the store needs it")
         return self._read_whole(digest, location)
 
-    def read_many(self, digests: Iterable[Digest]) -> Iterator[bytes]:
+    def read_many(self, digests: Iterable[Digest], limit: int | None = None) -> Iterator[bytes]:
         """Decompresses frames in threads, ahead of the caller, in the order asked for.
 
         The threads do nothing but read and decompress, a few long calls without the interpreter
@@ -115,7 +115,7 @@ class LocalBlobService(BlobService):
         while True:
             while queued < _READ_AHEAD_BYTES and (part := list(islice(source, _READ_WINDOW))):
                 if len(part) == 1 and not queue:
-                    yield self.read(part[0])
+                    yield self.read(part[0], limit)
                     continue
                 queue.append(self._window(part))
                 queued += queue[-1].cost
@@ -123,7 +123,7 @@ class LocalBlobService(BlobService):
                 return
             window = queue.popleft()
             queued -= window.cost
-            yield from self._contents(window)
+            yield from self._contents(window, limit)
 
     def _window(self, digests: list[Digest]) -> _Window:
         """Looks up where blobs lie and has their frames read, a few by each task."""
@@ -138,7 +138,7 @@ class LocalBlobService(BlobService):
     def _read_frames(self, frames: list[Location]) -> list[bytes]:
         return [self._store.frame(frame) for frame in frames]
 
-    def _contents(self, window: _Window) -> Iterator[bytes]:
+    def _contents(self, window: _Window, limit: int | None) -> Iterator[bytes]:
         """The blobs of a window, verified."""
         frames: dict[int, bytes] = {}
         for part, future in window.frames:
@@ -151,7 +151,7 @@ class LocalBlobService(BlobService):
         for digest in window.digests:
             found = window.near.get(digest)
             if found is None or found[1] == LIST or (frame := frames.get(found[0].place)) is None:
-                yield b"" if digest == EMPTY_BLOB else self.read(digest)
+                yield b"" if digest == EMPTY_BLOB else self.read(digest, limit)
                 continue
             _, _, start, length = found
             data = frame[start : start + length]
