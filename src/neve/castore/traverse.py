@@ -114,7 +114,9 @@ def with_contents(
                 raise wrong_length(node, len(contents))
             yield item, contents
     except LimitExceeded as error:
-        raise Corrupt(f"a node says that it is small: {error}") from error
+        liar = next(node for _, node in ahead if node is not None)
+        reader = blobs.open_read(liar.digest)
+        raise wrong_length(liar, reader.size if reader is not None else 0) from error
 
 
 def wrong_length(node: FileNode, length: int) -> Corrupt:

@@ -64,10 +64,8 @@ def import_command(
     """
     if name is not None and len(paths) > 1:
         raise click.UsageError("--name goes with one PATH only")
-    if flat and text:
-        raise click.UsageError("--flat and --text exclude each other")
-    if references and not text:
-        raise click.UsageError("--reference goes with --text only")
+    if (flat and text) or (references and not text):
+        raise click.UsageError("--flat and --text exclude each other, --reference goes with --text only")
     from neve.castore.ingest.exclude import exclude_globs
     from neve.castore.ingest.statcache import StatCache
     from neve.nix.hashes import CAMethod

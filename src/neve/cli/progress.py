@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from neve.telemetry import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Display
     from rich.progress import ProgressColumn, TaskID
 
@@ -86,19 +87,21 @@ def _shortened(text: str) -> str:
 
 
 def _display(*, known: bool) -> Display:
-    from rich.console import Console, ConsoleDimensions
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        FileSizeColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
     from rich.progress import Progress as Display
-    from rich.table import Column
+
+    return Display(
+        *_columns(known=known),
+        console=_console(),
+        # Log lines go above the bar; results are none of its business.
+        redirect_stdout=False,
+        redirect_stderr=True,
+        transient=True,
+        expand=True,
+    )
+
+
+def _console() -> Console:
+    from rich.console import Console, ConsoleDimensions
 
     class Narrower(Console):
         """Leaves room at the right, where the terminal echoes ``^C``; in the last column it would
@@ -109,10 +112,26 @@ def _display(*, known: bool) -> Display:
             width, height = super().size
             return ConsoleDimensions(max(1, width - _MARGIN), height)
 
+    return Narrower(stderr=True)
+
+
+def _columns(*, known: bool) -> list[ProgressColumn]:
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        FileSizeColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.table import Column
+
     def cell(ratio: int | None = None) -> Column:
         return Column(ratio=ratio, no_wrap=True, overflow="ellipsis")
 
-    columns: list[ProgressColumn] = [
+    return [
         TextColumn("{task.description}", markup=False, table_column=cell()),
         BarColumn(24, table_column=cell()) if known else SpinnerColumn(table_column=cell()),
         DownloadColumn(table_column=cell()) if known else FileSizeColumn(table_column=cell()),
@@ -120,12 +139,3 @@ def _display(*, known: bool) -> Display:
         TimeRemainingColumn(table_column=cell()) if known else TimeElapsedColumn(table_column=cell()),
         TextColumn("{task.fields[current]}", markup=False, table_column=cell(1)),
     ]
-    return Display(
-        *columns,
-        console=Narrower(stderr=True),
-        # Log lines go above the bar; results are none of its business.
-        redirect_stdout=False,
-        redirect_stderr=True,
-        transient=True,
-        expand=True,
-    )

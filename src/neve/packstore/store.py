@@ -278,7 +278,7 @@ def check_path(path: str) -> Path:
     """The folder an address names; refuses the file system's root and relative paths."""
     if not path.startswith("/"):
         raise InvalidRequest(f"the store folder must be an absolute path, not {path!r}")
-    if not path.strip("/"):
+    if not os.path.normpath(path).strip("/"):
         raise InvalidRequest("the file system's root cannot be a store; name a folder")
     if len(os.fsencode(path)) > 4000:
         raise LimitExceeded(f"the store folder's path has {len(os.fsencode(path))} bytes, the limit is 4000")
