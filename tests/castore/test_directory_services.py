@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from neve.castore.digest import Digest
+from neve.castore.directories import local
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.local import DIRECTORIES, LocalDirectoryService
 from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
-from neve.packstore.layout import PACKS_DIR, pack_name
+from neve.errors import PermissionDenied, Unavailable
+from neve.packstore.layout import PACKS_DIR, TMP_DIR, pack_name
 from neve.packstore.location import offset_of, pack_of
-from neve.testing.directories import DirectoryServiceContract
+from neve.testing.directories import DirectoryServiceContract, leaf, parent, put_closure, tree
 
 
 class TestMemory(DirectoryServiceContract):
@@ -44,3 +47,75 @@ class TestLocal(DirectoryServiceContract):
             byte = file.read(1)[0]
             file.seek(-1, 1)
             file.write(bytes([byte ^ 0x10]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def service(folder: Path) -> Iterator[DirectoryService]:
+    service = DIRECTORY_SERVICES.open(f"local://{folder}")
+    yield service
+    service.close()
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro"])
+def test_everything_is_there_after_reopening(folder: Path, mode: str) -> None:
+    closure = tree()
+    service = DIRECTORY_SERVICES.open(f"local://{folder}")
+    put_closure(service, closure)
+    service.close()
+    service.close()
+    service = DIRECTORY_SERVICES.open(f"local://{folder}?mode={mode}")
+    assert {one.digest for one in service.get_recursive(closure[-1].digest)} == {
+        one.digest for one in closure
+    }
+    if mode == "ro":
+        for write in (service.put_multiple, lambda: service.put(leaf("new"))):
+            with pytest.raises(PermissionDenied):
+                write()
+    service.close()
+
+
+def test_a_long_upload_is_spooled_to_the_disk(
+    service: DirectoryService, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_SPOOL_IN_MEMORY", 1000)
+    closure = [leaf(str(number)) for number in range(3000)]
+    closure.append(parent(*closure))
+    put_closure(service, closure)
+    assert len(list(service.get_recursive(closure[-1].digest))) == len(closure)
+    refused = service.put_multiple()
+    for directory in closure:
+        refused.put(directory)
+    refused.abandon()
+    assert os.listdir(folder / TMP_DIR) == []
+
+
+def test_a_level_is_read_in_portions(service: DirectoryService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_PORTION_BYTES", 300)
+    closure = [leaf(str(number)) for number in range(50)]
+    closure.append(parent(*closure))
+    put_closure(service, closure)
+    in_order = [service.get(child.digest) for _, child in closure[-1].directories()]
+    assert list(service.get_recursive(closure[-1].digest)) == [closure[-1], *in_order]
+
+
+def test_a_putter_that_failed_leaves_nothing(
+    service: DirectoryService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    closure = tree()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", broken)
+        with pytest.raises(Unavailable):
+            put_closure(service, closure)
+        with pytest.raises(Unavailable):
+            service.put(leaf("alone"))
+    assert service.list() == []
+    assert put_closure(service, closure) == closure[-1].digest
+    assert len(service.list()) == len(closure)

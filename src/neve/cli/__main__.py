@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import logging
 import signal
@@ -19,14 +21,16 @@ from collections.abc import Sequence
 from neve.cli import logs
 from neve.cli.interrupts import interruptible
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT_BYTES = 32 * 1024 * 1024
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process); returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logs.configure(logging.INFO, as_json=False)
     if argv is None:
-        # A command makes millions of small objects and hardly a cycle: look for those less often.
-        gc.set_threshold(100_000, 50, 50)
+        _tune_memory()
     try:
         with interruptible(process=argv is None):
             # Only here: an interrupt while all this is loaded is one like any other.
@@ -36,6 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         logs.failure("interrupted", interrupt)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
+
+
+def _tune_memory() -> None:
+    """Settings for a process that handles gigabytes in pieces of some hundred KiB, and then ends."""
+    # Millions of small objects and hardly a cycle: look for those less often.
+    gc.set_threshold(100_000, 50, 50)
+    # glibc gives each freed piece back to the kernel and faults the next one in again, page by page.
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 if __name__ == "__main__":

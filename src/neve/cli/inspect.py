@@ -52,15 +52,15 @@ def nar_export(store: StoreOptions, store_path: StorePath, force: bool) -> None:
 
 def write_nar(store: Store, store_path: StorePath, progress: Progress) -> None:
     """Writes the NAR of ``store_path`` to stdout."""
-    node = store.existing_node(store_path)
-    progress.start(store.services.renderer.size(node))
+    path_info = store.path_info(store_path)
+    progress.start(None if path_info.nar is None else path_info.nar.size)
 
-    def pieces() -> Iterator[bytes]:
-        for piece in store.services.renderer.stream(node):
-            progress.advance(len(piece))
-            yield piece
+    def groups() -> Iterator[list[bytes]]:
+        for group in store.services.renderer.groups(path_info.node):
+            progress.advance(sum(map(len, group)))
+            yield group
 
-    output.write_stream(pieces())
+    output.write_groups(groups())
 
 
 @click.command(short_help="List a directory in the store.")
@@ -152,7 +152,7 @@ def cat(store: StoreOptions, paths: tuple[bytes, ...]) -> None:
     """
     with store.open() as opened:
         for path in paths:
-            output.write_stream(file_contents(opened, path))
+            output.write_groups([piece] for piece in file_contents(opened, path))
 
 
 def file_contents(store: Store, path: bytes) -> Iterator[bytes]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
-import queue
 import sys
-import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
 from neve.errors import DiskFull, NeveError, Unavailable
 
 _PIPE_BYTES = 1024 * 1024
-_PIECES_AHEAD = 4
+_MAX_VECTOR = os.sysconf("SC_IOV_MAX")
 
 
 def _stdout() -> BinaryIO:
@@ -39,46 +38,36 @@ def write(data: bytes) -> None:
         raise _translated(error) from error
 
 
-def write_stream(pieces: Iterable[bytes]) -> None:
-    """Writes large pieces. A second thread makes the next ones meanwhile."""
+def write_groups(groups: Iterable[Sequence[bytes]]) -> None:
+    """Writes pieces that come in groups, without joining them. Raises like ``write``."""
+    flush()
+    try:
+        file = _stdout().fileno()
+    except io.UnsupportedOperation:  # a stdout that is no file, as in tests
+        for group in groups:
+            write(b"".join(group))
+        return
     with contextlib.suppress(OSError):
         # A pipe holds 64 KiB by default: reader and writer would wait for each other all the time.
-        fcntl.fcntl(_stdout().fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    with contextlib.closing(_made_ahead(pieces)) as ready:
-        for piece in ready:
-            write(piece)
-
-
-def _made_ahead(pieces: Iterable[bytes]) -> Generator[bytes, None, None]:
-    """The same pieces, from a thread that is up to ``_PIECES_AHEAD`` ahead and ends with the iterator."""
-    made: queue.Queue[bytes | None] = queue.Queue(_PIECES_AHEAD)
-    wanted = True
-    failures: list[BaseException] = []
-
-    def make() -> None:
-        try:
-            for piece in pieces:
-                made.put(piece)
-                if not wanted:
-                    return
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            made.put(None)
-
-    thread = threading.Thread(target=make, name="neve-output", daemon=True)
-    thread.start()
+        fcntl.fcntl(file, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     try:
-        while (piece := made.get()) is not None:
-            yield piece
-        if failures:
-            raise failures[0]
-    finally:
-        wanted = False
-        while thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                made.get(timeout=0.01)
-        thread.join()
+        for group in groups:
+            for start in range(0, len(group), _MAX_VECTOR):
+                _write_vector(file, group[start : start + _MAX_VECTOR])
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _translated(error) from error
+
+
+def _write_vector(file: int, pieces: Sequence[bytes]) -> None:
+    size = sum(map(len, pieces))
+    written = os.writev(file, pieces)
+    if written < size:
+        # Signals and full pipes cut a write short; what is left goes the slow way.
+        rest = memoryview(b"".join(pieces))[written:]
+        while rest:
+            rest = rest[os.write(file, rest) :]
 
 
 def line(text: str) -> None:

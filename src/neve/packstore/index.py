@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -66,6 +67,7 @@ class Index:
         self._read_only = read_only
         self._create = create
         self._map_lock = SharedLock()
+        self._write_lock = threading.Lock()
         self._pid = os.getpid()
         self._broken = False
         self._open()
@@ -282,13 +284,20 @@ class Index:
         within it, ``MapFull`` is raised: call ``grow`` and run the block again.
         """
         self._check_usable()
-        with self._map_lock, self._errors("cannot write the index"):
+        with self._write_lock, self._map_lock, self._errors("cannot write the index"):
             try:
-                with self._env.begin(write=True) as txn:
+                txn = self._env.begin(write=True)
+                try:
                     writer = self._writer(txn)
                     yield writer
                     if writer.changed:
                         writer.note_transaction()
+                    txn.commit()
+                except BaseException:
+                    # The binding's abort waits for a moment without readers; many would keep it for ever.
+                    with self._map_lock.exclusive():
+                        txn.abort()
+                    raise
             except (lmdb.MapFullError, lmdb.MapResizedError) as error:
                 raise MapFull from error
             except lmdb.Error:

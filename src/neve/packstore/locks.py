@@ -11,7 +11,8 @@ class SharedLock:
     """``with lock`` holds it together with others; ``with lock.exclusive()`` alone.
 
     A thread may take the shared side while it holds either. Who waits for the exclusive side comes
-    before those who hold nothing yet; it must not be asked for by a thread that holds the shared one.
+    before those who hold nothing yet. Who holds the shared side may ask for the exclusive one, as long
+    as no two threads do that at a time.
     """
 
     def __init__(self) -> None:
@@ -37,20 +38,21 @@ class SharedLock:
         self._held.depth -= 1
         with self._condition:
             self._holders -= 1
-            if not self._holders:
+            if self._waiting:
                 self._condition.notify_all()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
+        depth: int = getattr(self._held, "depth", 0)
         with self._condition:
             self._waiting += 1
             try:
-                while self._holders:
+                while self._holders > depth:
                     self._condition.wait()
-                self._held.depth = 1
+                self._held.depth = depth + 1
                 yield
             finally:
-                self._held.depth = 0
+                self._held.depth = depth
                 self._waiting -= 1
                 self._condition.notify_all()
 

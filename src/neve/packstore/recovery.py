@@ -40,8 +40,7 @@ def recover(store: Path, index: Index, key: bytes) -> None:
         tails = []
         for pack_id in pack_ids(store):
             path = store / PACKS_DIR / pack_name(pack_id)
-            length = max(committed.get(pack_id, 0), pack.HEADER_SIZE)
-            if _size(path) != length and (found := lock_pack(path, pack_id)) is not None:
+            if _size(path) != committed.get(pack_id) and (found := lock_pack(path, pack_id)) is not None:
                 held.callback(found.close)
                 tails.append(found)
         if tails:
@@ -77,11 +76,13 @@ def _check_start(tail: OpenPack, committed: int, key: bytes) -> None:
     """Raises ``Corrupt`` if the pack is damaged: then it is left as it is, for ``verify`` to report."""
     if tail.end < committed:
         raise Corrupt(f"{tail.path} is truncated: {tail.end} bytes, {committed} were committed")
-    if tail.end < pack.HEADER_SIZE:
-        # Its creator died at once.
+    header = os.pread(tail.fd, pack.HEADER_SIZE, 0)
+    if not committed and (len(header) < pack.HEADER_SIZE or not any(header)):
+        # Its creator died at once, or a power failure has spared the length only.
         tail.truncate(0)
         tail.append(pack.encode_header(tail.id, key))
-    pack.check_header(os.pread(tail.fd, pack.HEADER_SIZE, 0), tail.id, key, str(tail.path))
+        return
+    pack.check_header(header, tail.id, key, str(tail.path))
 
 
 def _commits(tail: OpenPack, start: int, key: bytes) -> Iterator[_Commit]:

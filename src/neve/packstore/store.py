@@ -187,11 +187,9 @@ class PackStore:
 
     def locate(self, table: Table, keys: Sequence[bytes]) -> dict[bytes, Location]:
         """Like ``find``, and also those only staged by this process: what need not be stored again."""
-        found = self.index.get_many(table.id, keys)
+        found = self.find(table, keys)
         if self._writer is not None and len(found) < len(keys):
-            for key in keys:
-                if key not in found and (location := self._writer.staged(table.id, key)) is not None:
-                    found[key] = location
+            found.update(self._writer.staged(table.id, [key for key in keys if key not in found]))
         return found
 
     def get(self, table: Table, key: bytes) -> bytes | None:

@@ -80,12 +80,10 @@ class Writer:
         """Changes when staged records had to be given up; see ``commit``."""
         return self._epoch
 
-    def staged(self, table: int, key: bytes) -> Location | None:
-        """The location of a record that is staged here and not committed yet."""
-        for source in (self._staged, self._committing):
-            if (records := source.get(table)) and (location := records.get(key)):
-                return location
-        return None
+    def staged(self, table: int, keys: Iterable[bytes]) -> dict[bytes, Location]:
+        """The locations of those ``keys`` whose records are staged here and not committed yet."""
+        sources = [records for s in (self._staged, self._committing) if (records := s.get(table))]
+        return {key: records[key] for records in sources for key in keys if key in records}
 
     def stage(self, table: int, records: Sequence[Record]) -> None:
         """Appends ``records`` as one frame. Visible to this process's ``staged`` only until ``commit``."""
@@ -239,7 +237,10 @@ class Writer:
         return [*self._full, *([self._pack] if self._pack else [])]
 
     def _commit_once(self) -> None:
-        self._ensure_pack()
+        with self._append_lock:
+            nowhere = not self._held()
+        if nowhere:
+            self._ensure_pack()
         self._sync_packs()
         before: list[tuple[OpenPack, int]] = []
         with contextlib.ExitStack() as frozen:

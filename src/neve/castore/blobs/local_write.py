@@ -50,8 +50,8 @@ BLOBS = Table(_TABLE_ID, "blobs", _proves)
 
 
 def worker_count() -> int:
-    """Threads that help one caller: its own thread is busy too, so one processor is left to it."""
-    return max(1, min(4, (os.cpu_count() or 1) - 1))
+    """Threads that compress or decompress for one caller."""
+    return max(2, min(4, (os.cpu_count() or 1) - 1))
 
 
 class LocalBlobBatch(BlobBatch):
