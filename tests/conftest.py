@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +34,16 @@ def _mounts() -> str | None:
     return None
 
 
+KERNEL_SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
+
+
+def _kernel_source() -> str | None:
+    return None if KERNEL_SOURCE.exists() else "linux-source-6.1 is not installed"
+
+
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
+    "kernel": _kernel_source,
     "nix": lambda: _program("nix-store"),
     "root": _mounts,
     "strace": lambda: _program("strace"),

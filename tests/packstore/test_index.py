@@ -16,7 +16,8 @@ import pytest
 from neve.errors import Corrupt, InvalidRequest, Unavailable
 from neve.packstore import datafile, index
 from neve.packstore.datafile import check_data_file
-from neve.packstore.index import Index, IndexWriter, MapFull
+from neve.packstore.index import Index, MapFull
+from neve.packstore.index_writer import IndexWriter
 from neve.packstore.location import Location, make_place
 from tests.packstore.helpers import flip
 

@@ -16,8 +16,11 @@ from neve.telemetry import LOGGER
     is_flag=True,
     help="First make a new index from the packs; nobody else may have the store open.",
 )
+@click.option(
+    "--nars", is_flag=True, help="Also render the NAR of each store path and compare it with what is stated."
+)
 @store_options
-def verify(store: StoreOptions, rebuild_index: bool) -> None:
+def verify(store: StoreOptions, rebuild_index: bool, nars: bool) -> None:
     """Re-hash everything in the store.
 
     Writes a line for each damaged object, with the store paths that it breaks; exit code 1 if there
@@ -30,19 +33,19 @@ def verify(store: StoreOptions, rebuild_index: bool) -> None:
     """
     if rebuild_index:
         rebuild(store.whole())
-    problems = find_problems(store)
+    problems = find_problems(store, nars=nars)
     for problem in problems:
         output.line(problem)
     if problems:
         raise click.exceptions.Exit(1)
 
 
-def find_problems(options: StoreOptions) -> list[str]:
+def find_problems(options: StoreOptions, *, nars: bool) -> list[str]:
     """What is damaged in the store, a line for each. Tells a summary in the log."""
     from neve.store.check import verify_store
 
     with options.open() as store, progress_bar("verifying") as progress:
-        report = verify_store(store.services, progress)
+        report = verify_store(store.services, progress, nar_hashes=nars)
     LOGGER.info("%s", report.summary)
     if report.problems:
         LOGGER.error("damaged objects: %d", len(report.problems))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from neve.errors import Corrupt
 from neve.packstore import pack
-from neve.packstore.index import Index, IndexWriter
+from neve.packstore.index import Index
+from neve.packstore.index_writer import IndexWriter
 from neve.packstore.layout import PACKS_DIR, os_errors, pack_ids, pack_name, sync_directory
 
 PACK_LIMIT = 512 * 1024 * 1024

@@ -197,22 +197,26 @@ class _Verification:
             return
 
     def _unconfirmed(self, table: Table, lengths: dict[int, int]) -> Iterator[Problem]:
-        """Entries of the index that no intact frame stands behind."""
+        """Entries of the index that no intact frame stands behind, or that cannot be looked up."""
         known = {(problem.table, problem.key) for problem in self._report.problems}
         lengths_now = self._store.index.pack_lengths()
         after = b""
-        while page := self._store.index.raw_page(table.id, after, _PAGE):
+        while page := self._store.index.audit_page(table.id, after, _PAGE):
             after = page[-1][0]
-            for key, value in page:
+            for key, value, is_found in page:
                 try:
                     place = decode_location(key, value).place
                 except Corrupt as error:
                     yield Problem(table.name, key, str(error))
                     continue
-                if place in self._good or (table.name, key) in known:
+                if (table.name, key) in known:
+                    continue
+                if not is_found:
+                    yield Problem(table.name, key, f"the index lists it, but does not find it; {REPAIR}")
                     continue
                 added_meanwhile = lengths.get(pack_of(place), 0) <= offset_of(place)
-                if not added_meanwhile or lengths_now.get(pack_of(place), 0) <= offset_of(place):
+                is_committed = offset_of(place) < lengths_now.get(pack_of(place), 0)
+                if place not in self._good and not (added_meanwhile and is_committed):
                     yield Problem(table.name, key, "the index points to a place where no intact frame lies")
 
     def _path(self, pack_id: int) -> Path:

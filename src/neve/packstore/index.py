@@ -15,23 +15,17 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import lmdb
 
 from neve.errors import Corrupt, DiskFull, InvalidRequest, NeveError, Unavailable
 from neve.packstore.datafile import DATA_FILE, check_data_file
+from neve.packstore.index_writer import TRANSACTION, IndexWriter, Txn
 from neve.packstore.layout import translate_os_error
-from neve.packstore.location import (
-    REPAIR,
-    Location,
-    decode_location,
-    decode_number,
-    encode_location,
-    encode_number,
-)
+from neve.packstore.location import REPAIR, Location, decode_location, decode_number
 from neve.packstore.locks import SharedLock
 
 T = TypeVar("T")
@@ -43,12 +37,6 @@ MAX_READERS = 4096
 INITIAL_MAP = 1 << 30
 _LOW_SPACE = 8 * 1024 * 1024
 _READ_ATTEMPTS = 20
-
-_SEQ_BASE = b"seq-base"
-_TRANSACTION = b"transaction"
-
-Txn: TypeAlias = Any  # lmdb.Transaction; the binding's stubs differ between versions
-_Errors: TypeAlias = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
 class MapFull(Exception):  # noqa: N818 - a signal between two modules, never seen by users
@@ -123,7 +111,7 @@ class Index:
         self._dbs = dict(zip(TABLES, tables, strict=True))
 
     def _check_transaction(self) -> None:
-        noted, actual = self._read(lambda txn: (self._writer(txn).counter(_TRANSACTION), txn.id()))
+        noted, actual = self._read(lambda txn: (self._writer(txn).counter(TRANSACTION), txn.id()))
         if noted != actual:
             raise Corrupt(
                 f"{self._path}: a meta page of the index is damaged: "
@@ -256,6 +244,19 @@ class Index:
 
         return self._read(scan)
 
+    def audit_page(self, table: int, after: bytes, limit: int) -> list[tuple[bytes, bytes, bool]]:
+        """Like ``raw_page``, and whether looking up the key finds the same."""
+
+        def scan(txn: Txn) -> list[tuple[bytes, bytes, bool]]:
+            db = self._dbs[table]
+            with txn.cursor(db=db) as cursor:
+                if not cursor.set_range(after + b"\0"):
+                    return []
+                listed = [(bytes(k), bytes(v)) for _, (k, v) in zip(range(limit), cursor, strict=False)]
+            return [(key, value, txn.get(key, db=db) == value) for key, value in listed]
+
+        return self._read(scan)
+
     def count(self, table: int) -> int:
         return self._read(lambda txn: int(txn.stat(self._dbs[table])["entries"]))
 
@@ -326,73 +327,3 @@ class Index:
 
     def _writer(self, txn: Txn) -> IndexWriter:
         return IndexWriter(self._errors, txn, self._dbs, self._packs, self._meta)
-
-
-class IndexWriter:
-    """The open write transaction of ``Index.write``."""
-
-    def __init__(self, errors: _Errors, txn: Txn, dbs: Mapping[int, Any], packs: Any, meta: Any) -> None:
-        self._errors = errors
-        self._txn = txn
-        self._dbs = dbs
-        self._packs = packs
-        self._meta = meta
-        self.changed = False
-        """Whether there is anything to commit."""
-
-    @property
-    def seq(self) -> int:
-        """The number of this transaction: grows with each commit, across all processes and rebuilds."""
-        return int(self._txn.id()) + self.counter(_SEQ_BASE)
-
-    def raise_seq_above(self, seq: int) -> None:
-        """Makes all later transactions have greater numbers than ``seq``."""
-        if seq > self.seq:
-            self.set_counter(_SEQ_BASE, seq - int(self._txn.id()))
-
-    def get(self, table: int, key: bytes) -> Location | None:
-        with self._errors("cannot read the index"):
-            value = self._txn.get(key, db=self._dbs[table])
-        return None if value is None else decode_location(key, value)
-
-    def put_absent(self, table: int, entries: Sequence[tuple[bytes, Location]]) -> None:
-        """Adds entries; a key that has one keeps it, unless the new one's tag is higher.
-
-        Sorted keys are faster.
-        """
-        db = self._dbs[table]
-        self.changed = True
-        items = [(key, encode_location(key, location)) for key, location in entries]
-        with self._txn.cursor(db=db) as cursor:
-            _, added = cursor.putmulti(items, dupdata=False, overwrite=False)
-        if added == len(items):
-            return
-        for key, location in entries:
-            found = self.get(table, key)
-            if found is None or found.tag < location.tag:
-                self.put(table, key, location)
-
-    def put(self, table: int, key: bytes, location: Location) -> None:
-        self.changed = True
-        self._txn.put(key, encode_location(key, location), db=self._dbs[table])
-
-    def delete(self, table: int, key: bytes) -> None:
-        self.changed = True
-        self._txn.delete(key, db=self._dbs[table])
-
-    def set_pack_length(self, pack_id: int, length: int) -> None:
-        key = pack_id.to_bytes(4, "big")
-        self.changed = True
-        self._txn.put(key, encode_number(key, length), db=self._packs)
-
-    def counter(self, name: bytes) -> int:
-        value = self._txn.get(name, db=self._meta)
-        return 0 if value is None else decode_number(name, value)
-
-    def set_counter(self, name: bytes, value: int) -> None:
-        self.changed = True
-        self._txn.put(name, encode_number(name, value), db=self._meta)
-
-    def note_transaction(self) -> None:
-        """Writes down the number of this transaction; the last thing before it is committed."""
-        self.set_counter(_TRANSACTION, int(self._txn.id()))

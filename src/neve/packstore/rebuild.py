@@ -12,7 +12,8 @@ from typing import NamedTuple
 from neve.errors import Corrupt
 from neve.packstore import layout, pack
 from neve.packstore.datafile import DATA_FILE
-from neve.packstore.index import Index, IndexWriter
+from neve.packstore.index import Index
+from neve.packstore.index_writer import IndexWriter
 from neve.packstore.location import Location
 from neve.packstore.recovery import frame_location
 from neve.packstore.report import Problem, Progress, ignore_progress

@@ -19,7 +19,8 @@ from typing import NamedTuple
 from neve.errors import Corrupt
 from neve.packstore import pack
 from neve.packstore.appender import OpenPack, lock_pack
-from neve.packstore.index import Index, IndexWriter
+from neve.packstore.index import Index
+from neve.packstore.index_writer import IndexWriter
 from neve.packstore.layout import PACKS_DIR, os_errors, pack_ids, pack_name
 from neve.packstore.location import Location, make_place
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from neve.errors import Corrupt
 from neve.packstore import pack
 from neve.packstore.frames import Record
-from neve.packstore.index import IndexWriter
+from neve.packstore.index_writer import IndexWriter
 from neve.packstore.location import Location
 
 

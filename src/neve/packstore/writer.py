@@ -26,7 +26,8 @@ from neve.errors import NeveError, Unavailable
 from neve.packstore import pack
 from neve.packstore.appender import PACK_LIMIT, OpenPack, open_pack
 from neve.packstore.frames import Record, encode_frame, group_records, locations
-from neve.packstore.index import Index, IndexWriter, MapFull
+from neve.packstore.index import Index, MapFull
+from neve.packstore.index_writer import IndexWriter
 from neve.packstore.location import Location, make_place
 from neve.packstore.locks import Arrivals
 from neve.packstore.recovery import recover

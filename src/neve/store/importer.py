@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from neve.castore.ingest.archive import archive_events
 from neve.castore.ingest.entries import Ingester
 from neve.castore.ingest.exclude import Exclude
 from neve.castore.ingest.filesystem import FilesystemWalk, show_path
@@ -142,6 +141,8 @@ def import_archive(
     services: Services, stream: BinaryIO, name: str, *, progress: Progress = NO_PROGRESS
 ) -> PathInfo:
     """Imports a tar archive (plain, gz, bz2, xz, zst), whose root becomes the store path."""
+    from neve.castore.ingest.archive import archive_events
+
     check_name(name, strict=True)
 
     def reported() -> Batches:
