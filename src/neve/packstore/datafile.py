@@ -8,6 +8,7 @@ look at every page in use. The layout is that of LMDB 0.9 on 64-bit machines (``
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import struct
@@ -20,12 +21,14 @@ from neve.packstore.layout import os_errors
 from neve.packstore.location import REPAIR
 
 DATA_FILE = "data.mdb"
+LOCK_FILE = "lock.mdb"
 
 PAGES_CHECKED_UP_TO = 16 * 1024 * 1024
 """Longer data files (200,000 records) are opened without a look at every page: it takes about
 two milliseconds a megabyte, and reads all of the file."""
 
 _ATTEMPTS = 5
+_LOCK_HEAD, _LOCK_OF_READER = 128, 64
 _PAGE_SIZES = {1 << bits for bits in range(9, 16)}
 _PAGE_HEAD = struct.Struct("<QHHHH")
 _META = struct.Struct("<IIQQ" + "IHHQQQQQ" * 2 + "QQ")
@@ -36,6 +39,26 @@ _NODE_HEAD = struct.Struct("<HHHH")
 _PAGE_NUMBER_SIZE = 8
 _ROOT_OF_DB = 40
 _NO_PAGE = 2**64 - 1
+
+
+def make_lock_file(folder: Path, readers: int) -> None:
+    """Makes LMDB's lock file, if there is none, with all its blocks.
+
+    LMDB would make one full of holes, and on a full disk be killed (SIGBUS) when it first writes to a
+    place in one of them. ``readers`` is how many readers at once it is to have room for.
+    """
+    path = folder / LOCK_FILE
+    if path.exists():
+        return
+    temporary = path.with_name(f"{LOCK_FILE}.{os.getpid()}.tmp")
+    with os_errors(f"cannot make {path}"):
+        try:
+            temporary.write_bytes(bytes(_LOCK_HEAD + readers * _LOCK_OF_READER))
+            # Not a rename: another process may have made one meanwhile, and use it already.
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(temporary)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class _Meta(NamedTuple):

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from neve.errors import Corrupt, DiskFull, InvalidRequest, NeveError, Unavailable
-from neve.packstore.datafile import DATA_FILE, check_data_file
+from neve.packstore.datafile import DATA_FILE, LOCK_FILE, check_data_file, make_lock_file
 from neve.packstore.index_writer import TRANSACTION, IndexWriter, Txn
 from neve.packstore.layout import translate_os_error
 from neve.packstore.location import REPAIR, Location, decode_location, decode_number
@@ -63,7 +63,7 @@ class Index:
     def _open(self) -> None:
         check_data_file(self._path)
         data_file = self._path / DATA_FILE
-        lock_file = self._path / "lock.mdb"
+        lock_file = self._path / LOCK_FILE
         with self._errors("cannot open the index"):
             size = data_file.stat().st_size if data_file.exists() else 0
             if not size and not self._create:
@@ -71,6 +71,9 @@ class Index:
             # Without write permission there is no place to register a reader: see _overtaken.
             lockable = lock_file if lock_file.exists() else self._path
             self._registered = not self._read_only or os.access(lockable, os.W_OK)
+            if self._registered:
+                self._path.mkdir(mode=0o755, exist_ok=True)
+                make_lock_file(self._path, MAX_READERS)
             self._env = lmdb.open(
                 str(self._path),
                 map_size=max(INITIAL_MAP, size * 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 
@@ -58,11 +59,12 @@ class SharedLock:
 
 
 class Arrivals:
-    """Counts who is on the way, so that who goes ahead can wait for them, and for nobody later."""
+    """Counts who is on the way, so that who goes ahead can wait for them."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._under_way: set[object] = set()
+        self._count = 0
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
@@ -70,6 +72,7 @@ class Arrivals:
         me = object()
         with self._condition:
             self._under_way.add(me)
+            self._count += 1
         try:
             yield
         finally:
@@ -77,8 +80,20 @@ class Arrivals:
                 self._under_way.remove(me)
                 self._condition.notify_all()
 
-    def gather(self) -> None:
-        """Returns when all who are on the way now have arrived."""
-        with self._condition:
-            expected = set(self._under_way)
-            self._condition.wait_for(lambda: expected.isdisjoint(self._under_way))
+    def gather(self, pause: float = 0, patience: float = 0) -> None:
+        """Returns when all who are on the way now have arrived.
+
+        As long as others come with less than ``pause`` seconds between them, they are waited for too,
+        ``patience`` seconds in all.
+        """
+        end = time.monotonic() + patience
+        while True:
+            with self._condition:
+                count = self._count
+                expected = set(self._under_way)
+                self._condition.wait_for(lambda: expected.isdisjoint(self._under_way))  # noqa: B023
+            if time.monotonic() >= end:
+                return
+            time.sleep(pause)
+            if self._count == count:
+                return

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from neve.errors import Corrupt
 from neve.packstore import layout, pack
-from neve.packstore.datafile import DATA_FILE
+from neve.packstore.datafile import DATA_FILE, LOCK_FILE
 from neve.packstore.index import Index
 from neve.packstore.index_writer import IndexWriter
 from neve.packstore.location import Location
@@ -49,7 +49,7 @@ def rebuild_index(path: Path, tables: Iterable[Table], progress: Progress = igno
             finally:
                 index.close()
             (path / layout.INDEX_DIR).mkdir(exist_ok=True)
-            (path / layout.INDEX_DIR / "lock.mdb").unlink(missing_ok=True)
+            (path / layout.INDEX_DIR / LOCK_FILE).unlink(missing_ok=True)
             (scratch / DATA_FILE).replace(path / layout.INDEX_DIR / DATA_FILE)
             layout.sync_directory(path / layout.INDEX_DIR)
             layout.sync_directory(path)

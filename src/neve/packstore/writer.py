@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +43,10 @@ MAX_STAGED_BYTES = 512 * 1024 * 1024
 _SYNC_BEFORE_LOCK = 4 * 1024 * 1024
 """With more unsynced bytes than this the pack is synced before the index's write lock is taken, so
 that other processes wait for a small sync only."""
+
+_CROWD_PAUSE, _CROWD_PATIENCE = 0.002, 0.02
+"""Seconds: where several threads write, a commit waits for more to come, as long as they come without a
+pause like this, and for so long in all. One that writes alone is never kept waiting."""
 
 _Staged = dict[int, dict[bytes, Location]]
 
@@ -69,6 +74,8 @@ class Writer:
         self._committed_count = 0
         self._updates: list[Update] = []
         self._leading = False
+        self._waiting = 0
+        self._last_leader = (0, False, 0.0)
         self._epoch = 0
         self._failure: BaseException | None = None
         # The leader's: what the commit under way is made of.
@@ -142,7 +149,7 @@ class Writer:
         """
         self._check_process()
         update = Update(function)
-        with self._state:
+        with self._arrivals.one(), self._state:
             self._updates.append(update)
         try:
             self._wait(lambda: update.done)
@@ -178,17 +185,21 @@ class Writer:
         """Returns when ``done``; leads commits as long as that takes one and nobody else does."""
         while True:
             with self._state:
-                while not done() and self._leading:
-                    self._state.wait()
-                if done():
-                    return
-                self._leading = True
+                self._waiting += 1
+                try:
+                    while not done() and self._leading:
+                        self._state.wait()
+                    if done():
+                        return
+                    self._leading = True
+                finally:
+                    self._waiting -= 1
             self._lead()
 
     def _lead(self) -> None:
         failure: BaseException | None = None
         try:
-            self._arrivals.gather()
+            self._arrivals.gather(_CROWD_PAUSE, _CROWD_PATIENCE if self._is_crowded() else 0)
             while True:
                 try:
                     self._commit_once()
@@ -205,9 +216,16 @@ class Writer:
                 update.done = True
             self._committing, self._running = {}, []
             self._leading = False
+            self._last_leader = (threading.get_ident(), self._waiting > 0, time.monotonic())
             self._state.notify_all()
         if failure is not None:
             raise failure
+
+    def _is_crowded(self) -> bool:
+        """Whether others write too: they were waiting at the last commit, or led it just now."""
+        leader, others_waited, ended = self._last_leader
+        just_now = time.monotonic() - ended < _CROWD_PATIENCE
+        return just_now and (others_waited or leader != threading.get_ident())
 
     def _give_up(self, failure: BaseException) -> None:
         """After a failed commit: whether staged bytes are on the disk is unknown, so all are dropped.

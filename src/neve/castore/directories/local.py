@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 
@@ -146,7 +147,9 @@ class _Putter(CheckingPutter):
             yield Record(_TAG, head[:32], self._spool.read(int.from_bytes(head[32:], "little")))
 
     def _release(self) -> None:
-        self._spool.close()
+        with contextlib.suppress(OSError):
+            # Of no interest: on a full disk it cannot write what it still holds in memory.
+            self._spool.close()
         self._known.clear()
 
 
