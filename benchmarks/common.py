@@ -148,4 +148,4 @@ def apparent_bytes(path: Path) -> int:
 
 def neve(store: Path, *command: str | Path) -> list[str | Path]:
     """A neve command line over the embedded store in ``store``."""
-    return [*NEVE, command[0], "--store", f"local://{store}", *command[1:]]
+    return [*NEVE, *command, "--store", f"local://{store}"]
