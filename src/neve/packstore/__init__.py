@@ -2,13 +2,22 @@
 
 It knows tables, keys and bytes; what a blob or a Directory is, the layers above know.
 
-    pack.py     the pack file: frames, commit marks, scanning, recovery of a tail
-    index.py    the LMDB environment: locations, checksummed values, growth, error translation
-    writer.py   one process's pack: staging, group commit, updates
-    reader.py   frames to bytes: file descriptors, decompression, the frame cache
-    layout.py   the folder: format version, locks, settings
-    check.py    verification of packs against index, rebuilding the index from packs
-    store.py    PackStore: all of it behind one object
+    pack.py          the pack file: frames, commit marks, scanning over damage
+    frames.py        making frames: records together, compressed
+    appender.py      one process's pack files: locks, appending, syncing
+    location.py      where a record lies, as the index writes it down
+    datafile.py      looking at LMDB's data file before LMDB does
+    index.py         the LMDB environment: look-ups, growth, error translation
+    index_writer.py  its write transactions
+    locks.py         how the threads of one process wait for each other
+    updates.py       reading and changing records while nobody else can write
+    writer.py        staging and group commit
+    recovery.py      what a process that died left behind
+    reader.py        frames to bytes: descriptors, decompression, the frame cache
+    layout.py        the folder: format version, locks, settings
+    check.py         verification; rebuild.py: a new index from the packs; report.py: what both tell
+    store.py         PackStore: all of it behind one object
+    address.py       local: addresses
 
 Invariants (tests/packstore shows each):
 
