@@ -679,7 +679,6 @@ assert fs.cat_file(sys.argv[2]) == b"#!"
 """
 
 
-@pytest.mark.xfail(reason="the engine opens no folder again in the child of a fork", strict=False)
 def test_after_a_fork(address: str, root: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORK, address, f"{root}/tool"], capture_output=True, text=True, check=False

@@ -26,7 +26,7 @@ from neve.errors import (
     Unavailable,
     Unsupported,
 )
-from neve.packstore import appender, reader, writer
+from neve.packstore import appender, index, pack, reader, writer
 from neve.packstore.index import Index
 from neve.packstore.layout import INDEX_DIR, PACKS_DIR
 from neve.packstore.rebuild import rebuild_index
@@ -185,11 +185,16 @@ def test_a_store_from_before_a_fork(store: PackStore) -> None:
             for use in uses:
                 with pytest.raises(Unavailable, match="opened before a fork"):
                     use()
+            with opened(store.path) as own:
+                assert own is not store
+                put(own, records(3))
+                assert len(contents(own)) == 2
             status = 0
         os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     put(store, records(2))
-    assert len(contents(store)) == 2
+    assert len(contents(store)) == 3
+    assert problems(store) == []
 
 
 @pytest.mark.parametrize("path", ["", "relative/path"])
@@ -277,6 +282,26 @@ def test_packs_are_changed_when_full(folder: Path, monkeypatch: pytest.MonkeyPat
     rebuild_index(folder, TABLES)
     with opened(folder) as store:
         assert contents(store) == before | {records(1)[0].key: records(1)[0].data}
+
+
+def test_a_commit_that_makes_the_index_grow_is_written_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt has its frames and marks in the pack already; they must not stay there."""
+    monkeypatch.setattr(index, "INITIAL_MAP", 128 * 1024)
+    with opened(folder) as store:
+        small = store.index._map_size()
+        for number in range(1000):
+            put(store, records(number))
+            set_name(store, b"%d" % number, b"value")
+        assert store.index._map_size() > small
+        with pack_paths(folder)[0].open("rb") as file:
+            frames = [frame for frame in pack.scan(file.fileno(), store.key) if isinstance(frame, pack.Frame)]
+        keys = [entry.key for frame in frames for entry in frame.entries]
+        assert len(keys) == len(set(keys)) == 2000
+        marks = [frame.seq for frame in frames if frame.kind == pack.COMMIT]
+        assert marks == sorted(set(marks))
+        assert len(marks) == 2000
 
 
 def test_a_record_of_nothing(store: PackStore) -> None:

@@ -25,7 +25,7 @@ from neve.errors import Corrupt, DiskFull, InvalidRequest, NeveError, Unavailabl
 from neve.packstore.datafile import DATA_FILE, LOCK_FILE, check_data_file, make_lock_file
 from neve.packstore.index_writer import TRANSACTION, IndexWriter, Txn
 from neve.packstore.layout import translate_os_error
-from neve.packstore.location import REPAIR, Location, decode_location, decode_number
+from neve.packstore.location import REPAIR, Location, check_location, decode_location, decode_number
 from neve.packstore.locks import SharedLock
 
 T = TypeVar("T")
@@ -139,6 +139,10 @@ class Index:
         with self._map_lock.exclusive():
             self._env.close()
 
+    def abandon(self) -> None:
+        """Closes the child's copy of an environment after a fork. The parent's goes on."""
+        self._env.close()
+
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         try:
@@ -229,8 +233,18 @@ class Index:
     def missing(self, table: int, keys: Iterable[bytes]) -> list[bytes]:
         """Those ``keys`` that are not there, in the given order."""
         keys = list(keys)
-        found = self.get_many(table, keys)
-        return [key for key in keys if key not in found]
+
+        def look_up(txn: Txn) -> list[bytes]:
+            absent = []
+            get, db = txn.get, self._dbs[table]
+            for key in keys:
+                if (value := get(key, db=db)) is None:
+                    absent.append(key)
+                else:
+                    check_location(key, value)
+            return absent
+
+        return self._read(look_up)
 
     def page(self, table: int, after: bytes, limit: int) -> list[tuple[bytes, Location]]:
         """Up to ``limit`` entries whose key is greater than ``after``, in key order."""

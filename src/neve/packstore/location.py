@@ -14,6 +14,7 @@ from neve.errors import Corrupt
 REPAIR = "run: neve verify --rebuild-index"
 
 _BODY = struct.Struct("<BQIIIII")
+_VALUE_SIZE = _BODY.size + 4
 _OFFSET_BITS = 40
 
 
@@ -51,11 +52,15 @@ def encode_location(key: bytes, location: Location) -> bytes:
 
 def decode_location(key: bytes, value: bytes) -> Location:
     """Raises ``Corrupt`` naming the key if the value's checksum does not fit."""
-    body = value[:-4]
-    if len(body) != _BODY.size or zlib.crc32(key + body) != int.from_bytes(value[-4:], "little"):
-        raise _damaged(key)
-    tag, place, stored, raw_len, entries_len, start, length = _BODY.unpack(body)
+    check_location(key, value)
+    tag, place, stored, raw_len, entries_len, start, length = _BODY.unpack_from(value)
     return Location(tag, place, stored >> 30, stored & 0x3FFFFFFF, raw_len, entries_len, start, length)
+
+
+def check_location(key: bytes, value: bytes) -> None:
+    """Raises what ``decode_location`` would."""
+    if len(value) != _VALUE_SIZE or zlib.crc32(key + value[:-4]) != int.from_bytes(value[-4:], "little"):
+        raise _damaged(key)
 
 
 def encode_number(key: bytes, number: int) -> bytes:

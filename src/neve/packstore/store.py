@@ -132,6 +132,9 @@ class PackStore:
                 found._users += 1
                 if cls._opened.get(key) is found:
                     return found
+            if found is not None:
+                # The parent's, from before a fork: LMDB would take it for open in this process.
+                found.index.abandon()
             store = cls(path, read_only=read_only)
             cls._opened[key] = store
             return store
