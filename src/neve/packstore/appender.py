@@ -23,6 +23,9 @@ PACK_LIMIT = 512 * 1024 * 1024
 
 _NEXT_ID = b"next-pack-id"
 
+_WRITE_BACK = 8 * 1024 * 1024
+"""After so many bytes the kernel is asked to begin writing them, so that a sync finds little left."""
+
 
 class OpenPack:
     """A pack that this process holds the lock of. Not thread-safe: the writer's lock guards it."""
@@ -34,6 +37,7 @@ class OpenPack:
         self.path = path
         self.dirty = 0
         """Bytes appended since the last sync that the writer knows of."""
+        self._writing_back = end
 
     def append(self, *parts: bytes | memoryview) -> int:
         """Appends ``parts``; returns the offset. On failure the file is as it was."""
@@ -56,7 +60,16 @@ class OpenPack:
                 raise
         self.end = offset + size
         self.dirty += size
+        if self.end - self._writing_back >= _WRITE_BACK:
+            self._write_back()
         return offset
+
+    def _write_back(self) -> None:
+        """Has the kernel begin to write what was appended. What is being written stays in its cache."""
+        with contextlib.suppress(OSError):
+            start = self._writing_back
+            os.posix_fadvise(self.fd, start, self.end - start, os.POSIX_FADV_DONTNEED)
+        self._writing_back = self.end
 
     def truncate(self, end: int) -> None:
         with os_errors(f"cannot truncate {self.path}"):

@@ -73,22 +73,34 @@ class _Codecs(threading.local):
 _codecs = _Codecs()
 
 
-def encode_frame(table: int, records: Sequence[Record], store_key: bytes, seq: int = 0) -> EncodedFrame:
+def compress(raw: bytes | memoryview) -> bytes | None:
+    """``raw`` as one zstd frame that states its length, or None if that is no smaller."""
+    if not raw:
+        return None
+    packed = _codecs.compressor.compress(raw)
+    return packed if len(packed) < len(raw) else None
+
+
+class Packed(NamedTuple):
+    """The payload of a frame, made elsewhere and checked: a zstd frame that states ``raw_len``."""
+
+    payload: bytes | memoryview
+    raw_len: int
+
+
+def encode_frame(
+    table: int, records: Sequence[Record], store_key: bytes, seq: int = 0, packed: Packed | None = None
+) -> EncodedFrame:
     """Builds a data frame of ``records``, compressed if that makes it smaller.
 
-    ``seq`` is for changes only: the transaction that makes them.
+    ``seq`` is for changes only: the transaction that makes them. ``packed`` are the records' contents as
+    they were compressed before.
     """
     for tag, key, data in records:
         if len(data) > pack.MAX_RECORD:
             raise LimitExceeded(f"record {key.hex()} has {len(data)} bytes, the limit is {pack.MAX_RECORD}")
         assert tag < pack.TOMBSTONE or not data
-    raw = records[0].data if len(records) == 1 else b"".join([r.data for r in records])
-    payload: bytes | memoryview = raw
-    codec = pack.RAW
-    if raw:
-        packed = _codecs.compressor.compress(raw)
-        if len(packed) < len(raw):
-            payload, codec = packed, pack.ZSTD
+    payload, codec, raw_len = _payload(records) if packed is None else (packed[0], pack.ZSTD, packed[1])
     entries = pack.encode_entries([(table, tag, key, len(data)) for tag, key, data in records])
     head = pack.encode_head(
         store_key,
@@ -98,9 +110,16 @@ def encode_frame(table: int, records: Sequence[Record], store_key: bytes, seq: i
         count=len(records),
         entries=entries,
         payload=payload,
-        raw_len=len(raw),
+        raw_len=raw_len,
     )
-    return EncodedFrame(head, entries, payload, codec, len(raw))
+    return EncodedFrame(head, entries, payload, codec, raw_len)
+
+
+def _payload(records: Sequence[Record]) -> tuple[bytes | memoryview, int, int]:
+    """What is stored of the records' contents, its codec, and how many bytes they are."""
+    raw = records[0].data if len(records) == 1 else b"".join([r.data for r in records])
+    packed = compress(raw)
+    return (raw, pack.RAW, len(raw)) if packed is None else (packed, pack.ZSTD, len(raw))
 
 
 def group_records(records: Iterable[Record], target: int = FRAME_TARGET) -> Iterator[list[Record]]:

@@ -24,7 +24,7 @@ from neve.errors import (
     Unsupported,
 )
 from neve.packstore import layout, pack
-from neve.packstore.frames import Record, group_records
+from neve.packstore.frames import Packed, Record, group_records
 from neve.packstore.index import Index
 from neve.packstore.location import Location
 from neve.packstore.reader import Reader
@@ -237,6 +237,18 @@ class PackStore:
             records = [r._replace(data=seal(table.id, r.key, r.data)) for r in records]
         for group in group_records(records):
             self.writer.stage(table.id, group)
+
+    def stage_packed(self, table: Table, records: Sequence[Record], packed: Packed) -> None:
+        """Appends records as one frame, with the contents as they were compressed elsewhere.
+
+        The caller has checked that ``packed`` holds the records' contents, and nothing else.
+        """
+        assert table.check is not None
+        self.writer.stage(table.id, records, packed)
+
+    def stored(self, location: Location) -> bytes:
+        """The frame that ``location`` lies in, as it is stored. Raises ``NotFound`` if its pack is gone."""
+        return self._reader.stored(location)
 
     def update(self, function: Callable[[TableTransaction], T]) -> T:
         """Runs ``function`` while nobody else can write; returns once its changes are durable.

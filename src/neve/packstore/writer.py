@@ -26,7 +26,7 @@ from typing import TypeVar
 from neve.errors import NeveError, Unavailable
 from neve.packstore import pack
 from neve.packstore.appender import PACK_LIMIT, OpenPack, open_pack
-from neve.packstore.frames import Record, encode_frame, group_records, locations
+from neve.packstore.frames import Packed, Record, encode_frame, group_records, locations
 from neve.packstore.index import Index, MapFull
 from neve.packstore.index_writer import IndexWriter
 from neve.packstore.location import Location, make_place
@@ -93,13 +93,13 @@ class Writer:
         sources = [records for s in (self._staged, self._committing) if (records := s.get(table))]
         return {key: records[key] for records in sources for key in keys if key in records}
 
-    def stage(self, table: int, records: Sequence[Record]) -> None:
+    def stage(self, table: int, records: Sequence[Record], packed: Packed | None = None) -> None:
         """Appends ``records`` as one frame. Visible to this process's ``staged`` only until ``commit``."""
         self._check_process()
         if not records:
             return
         with self._arrivals.one():
-            frame = encode_frame(table, records, self._key)
+            frame = encode_frame(table, records, self._key, packed=packed)
             while True:
                 self._ensure_pack()
                 with self._append_lock:

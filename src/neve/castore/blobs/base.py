@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from neve.castore.blobs.bundle import Answer, Bundle
 from neve.castore.digest import Digest, format_digest
-from neve.errors import LimitExceeded, NotFound, Unsupported
+from neve.errors import Corrupt, LimitExceeded, NotFound, Unsupported
+from neve.tree import WHOLE_FILE_LIMIT
 
 _COPY_BYTES = 1024 * 1024
 
@@ -57,6 +59,14 @@ class BlobWriter(ABC):
     def write(self, data: bytes) -> int:
         """Appends ``data`` (of any length) and returns its length."""
 
+    def write_bundle(self, chunks: Bundle) -> None:
+        """Appends chunks, of 1 to ``WHOLE_FILE_LIMIT`` bytes, that the sender has cut; verifies them.
+
+        A backend may keep them as they are. Raises ``InvalidRequest``.
+        """
+        for chunk in chunks.contents():
+            self.write(bytes(chunk))
+
     @abstractmethod
     def close(self) -> Digest:
         """Makes the blob durable and visible; returns its digest. A second call gives the same.
@@ -87,6 +97,13 @@ class BlobBatch(ABC):
     @abstractmethod
     def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
         """Takes blobs that are small enough to be held; returns their digests in order."""
+
+    def put_bundle(self, bundle: Bundle) -> None:
+        """Takes blobs that come packed, and verifies them. A backend may keep them as they are.
+
+        Raises ``InvalidRequest`` if one does not match its digest.
+        """
+        self.put_many([bytes(blob) for blob in bundle.contents()])
 
     @abstractmethod
     def open_write(self) -> BlobWriter:
@@ -120,6 +137,9 @@ class BlobService(ABC):
     too. Failures are errors of ``neve.errors``: ``Corrupt`` (names the digest), ``Unavailable``,
     ``LimitExceeded``, ``InvalidRequest`` (a digest of the wrong length); None means "not there".
     """
+
+    looks_up_at_once = False
+    """Whether ``missing`` only looks into memory or a mapped file: then an event loop may call it."""
 
     @abstractmethod
     def has(self, digest: Digest) -> bool:
@@ -163,6 +183,23 @@ class BlobService(ABC):
         for digest in digests:
             yield self.read(digest, limit)
 
+    def read_bundles(self, digests: Sequence[Digest], limit: int = WHOLE_FILE_LIMIT) -> Iterator[Answer]:
+        """Blobs as they are sent to who asks for many: in any order, perhaps as they are stored.
+
+        What is sent compressed is not verified: who receives it has to. A blob that is not there is named
+        as absent. One that is longer than ``limit``, must be read in chunks, or is damaged, is named to be
+        read apart.
+        """
+        for place, digest in enumerate(digests):
+            answer = Answer()
+            try:
+                answer.add(place, self.read(digest, limit))
+            except NotFound:
+                answer.absent.append(place)
+            except (LimitExceeded, Corrupt):
+                answer.apart.append(place)
+            yield answer
+
     def read(self, digest: Digest, limit: int | None = None) -> bytes:
         """The whole contents of one blob. Raises ``NotFound``, and ``LimitExceeded`` instead of reading
         a blob of more than ``limit`` bytes."""
@@ -182,7 +219,7 @@ class BlobService(ABC):
         if reader is None:
             raise blob_not_found(digest)
         with reader:
-            while piece := reader.read(size):
+            while piece := reader.read_piece(size):
                 yield piece
 
     def batch(self) -> BlobBatch:

@@ -12,18 +12,30 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk
+from neve.castore.blobs.bundle import Answer
 from neve.castore.blobs.chunks import BytesReader, ChunkedReader, decode_chunk_list
-from neve.castore.blobs.local_write import BLOBS, CHUNK, LIST, LocalBlobBatch, LocalBlobWriter, worker_count
+from neve.castore.blobs.local_write import (
+    BLOBS,
+    CHUNK,
+    LIST,
+    LocalBlobBatch,
+    LocalBlobWriter,
+    PackThreads,
+    worker_count,
+)
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest, format_digest
 from neve.errors import Corrupt, NotFound
 from neve.packstore.address import open_address
 from neve.packstore.location import Location
+from neve.packstore.pack import ZSTD
 from neve.packstore.store import Near, PackStore, unseal
 from neve.registry import Address
+from neve.tree import WHOLE_FILE_LIMIT
 
 _READ_WINDOW = 128
 _READ_AHEAD_BYTES = 4 * 1024 * 1024
 _FRAMES_A_TASK = 4
+_ANSWER_BYTES = 1024 * 1024
 
 
 class _Window(NamedTuple):
@@ -39,8 +51,11 @@ class _Window(NamedTuple):
 class LocalBlobService(BlobService):
     """Blobs of one embedded store. Owns one use of ``store``."""
 
+    looks_up_at_once = True
+
     def __init__(self, store: PackStore) -> None:
         self._store = store
+        self._packing = PackThreads()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()
         self._closed = False
@@ -159,6 +174,56 @@ class LocalBlobService(BlobService):
                 raise _corrupt(digest)
             yield data
 
+    def read_bundles(self, digests: Sequence[Digest], limit: int = WHOLE_FILE_LIMIT) -> Iterator[Answer]:
+        """Frames of which at least half is wanted go as they are stored."""
+        for start in range(0, len(digests), _READ_WINDOW):
+            yield from self._answers(start, digests[start : start + _READ_WINDOW], limit)
+
+    def _answers(self, first: int, digests: Sequence[Digest], limit: int) -> Iterator[Answer]:
+        near = self._store.find_near(BLOBS, [check_digest(d) for d in digests if d != EMPTY_BLOB])
+        answer = Answer()
+        by_frame: dict[int, list[tuple[int, Near]]] = {}
+        for place, digest in enumerate(digests, first):
+            found = near.get(digest)
+            if found is not None and (found[1] == LIST or found[3] > limit):
+                answer.apart.append(place)
+            elif found is not None:
+                by_frame.setdefault(found[0].place, []).append((place, found))
+            elif digest == EMPTY_BLOB:
+                answer.add(place, b"")
+            else:
+                answer.absent.append(place)
+        for wanted in by_frame.values():
+            whole = self._frame_answer(wanted)
+            if whole is not None:
+                yield whole
+                continue
+            for place, _ in wanted:
+                try:
+                    answer.add(place, self.read(digests[place - first], limit))
+                except NotFound:
+                    answer.absent.append(place)
+                except Corrupt:
+                    answer.apart.append(place)
+                if answer.raw_size >= _ANSWER_BYTES:
+                    yield answer
+                    answer = Answer()
+        yield answer
+
+    def _frame_answer(self, wanted: list[tuple[int, Near]]) -> Answer | None:
+        """A frame as it is stored, if it is compressed, there, and mostly wanted."""
+        frame = wanted[0][1][0]
+        if frame.codec != ZSTD or 2 * sum(found[3] for _, found in wanted) < frame.raw_len:
+            return None
+        try:
+            stored = self._store.stored(frame)
+        except (NotFound, Corrupt):
+            return None
+        places, starts, sizes = zip(
+            *((place, start, size) for place, (_, _, start, size) in wanted), strict=True
+        )
+        return Answer(stored, True, frame.raw_len, list(places), list(starts), list(sizes))
+
     def _executor(self) -> ThreadPoolExecutor:
         with self._pool_lock:
             if self._pool is None:
@@ -166,10 +231,10 @@ class LocalBlobService(BlobService):
             return self._pool
 
     def open_write(self) -> BlobWriter:
-        return LocalBlobWriter(LocalBlobBatch(self._store), owns_batch=True)
+        return LocalBlobWriter(LocalBlobBatch(self._store, self._packing), owns_batch=True)
 
     def batch(self) -> BlobBatch:
-        return LocalBlobBatch(self._store)
+        return LocalBlobBatch(self._store, self._packing)
 
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         result: list[Digest] = []

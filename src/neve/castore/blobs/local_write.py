@@ -15,16 +15,17 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from blake3 import blake3
 
 from neve.castore.blobs.base import BlobBatch, BlobWriter, Chunk
+from neve.castore.blobs.bundle import Bundle
 from neve.castore.blobs.chunks import Chunker, encode_chunk_list
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest
 from neve.errors import Corrupt, InvalidRequest, Unavailable
-from neve.packstore.frames import FRAME_TARGET, Record
+from neve.packstore.frames import FRAME_TARGET, Packed, Record
 from neve.packstore.store import PackStore, Table, seal, unseal
 from neve.tree import WHOLE_FILE_LIMIT
 
@@ -33,6 +34,7 @@ CHUNK, BLOB, LIST = 1, 2, 3
 _TABLE_ID = 1
 _MAX_GROUP = 1024
 _MAX_QUEUED_GROUPS = 6
+_MAX_WAITING_GROUPS = 24
 _WRITE_BLOCK = 1024 * 1024
 
 
@@ -50,26 +52,70 @@ BLOBS = Table(_TABLE_ID, "blobs", _proves)
 
 
 def worker_count() -> int:
-    """Threads that compress or decompress for one caller."""
+    """Threads that compress or decompress."""
     return max(2, min(4, (os.cpu_count() or 1) - 1))
 
 
+class PackThreads:
+    """The threads that compress for all batches of one service; they live while one of those uses them.
+
+    However many batches there are, a bounded number of groups waits: that bounds memory.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._room = threading.BoundedSemaphore(_MAX_WAITING_GROUPS)
+
+    def enter(self) -> None:
+        """Must come before the first ``submit`` of a batch."""
+        with self._lock:
+            self._users += 1
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(worker_count(), thread_name_prefix="neve-pack")
+
+    def leave(self) -> None:
+        """The end of a batch that entered. With the last one the threads end."""
+        with self._lock:
+            self._users -= 1
+            pool = None
+            if not self._users:
+                pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+
+    def submit(self, function: Callable[[list[Record]], None], group: list[Record]) -> Future[None]:
+        """Has a thread run ``function`` on ``group``; waits while too many groups are waiting."""
+        self._room.acquire()
+        try:
+            assert self._pool is not None
+            future = self._pool.submit(function, group)
+        except BaseException:
+            self._room.release()
+            raise
+        # Also called when the future is cancelled.
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+
 class LocalBlobBatch(BlobBatch):
-    """Stages blobs in frames. Threads of its own look up, compress and append, a bounded number ahead.
+    """Stages blobs in frames. The service's threads look up, compress and append, a bounded number ahead.
 
     Only hashing is done by the caller's thread: it needs the digests at once. Chunk lists are staged
     when all chunks are: a commit by anybody takes what is staged at its time, and a list without its
     chunks must never become visible.
     """
 
-    def __init__(self, store: PackStore) -> None:
+    def __init__(self, store: PackStore, threads: PackThreads) -> None:
         self._store = store
+        self._threads = threads
         self._epoch = store.writer.epoch
         self._group: list[Record] = []
         self._group_bytes = 0
         self._lists: list[Record] = []
         self._list_bytes = 0
-        self._threads: ThreadPoolExecutor | None = None
+        self._busy = False
         self._queued: deque[Future[None]] = deque()
         self._failure: BaseException | None = None
         self._closed = False
@@ -91,6 +137,37 @@ class LocalBlobBatch(BlobBatch):
         with self.open_write() as writer:
             writer.write(blob)
             return writer.close()
+
+    def put_bundle(self, bundle: Bundle) -> None:
+        self._put_packed(BLOB, bundle, bundle.contents())
+
+    def put_chunk_bundle(self, bundle: Bundle, contents: Sequence[memoryview]) -> list[Chunk]:
+        """Stores pieces of a large blob that come packed, and were verified to be ``contents``."""
+        self._put_packed(CHUNK, bundle, contents)
+        return [Chunk(*chunk) for chunk in zip(bundle.digests, bundle.sizes, strict=True)]
+
+    def _put_packed(self, tag: int, bundle: Bundle, contents: Sequence[memoryview]) -> None:
+        """Keeps a bundle as it is, if it makes a good frame and is all new."""
+        self._check_usable()
+        records = [Record(tag, *blob) for blob in zip(bundle.digests, contents, strict=True) if blob[1]]
+        size = bundle.raw_size
+        good = len(records) == len(bundle.digests) and FRAME_TARGET // 2 <= size <= WHOLE_FILE_LIMIT
+        if not good or not bundle.zstd or not self._claim(records):
+            self._add(records)
+            return
+        self._store.stage_packed(BLOBS, records, Packed(bundle.data, size))
+        self._unclaim(records)
+
+    def _claim(self, records: Sequence[Record]) -> bool:
+        """Marks ``records`` as being staged, unless one of them is or was, or comes twice."""
+        keys = [record.key for record in records]
+        if len(set(keys)) < len(keys) or self._store.locate(BLOBS, keys):
+            return False
+        with self._lock:
+            if any(key in self._staging for key in keys):
+                return False
+            self._staging.update((record.key, record.tag) for record in records)
+        return True
 
     def put_chunks(self, chunks: Sequence[memoryview]) -> list[Chunk]:
         """Stores pieces of a large blob."""
@@ -122,12 +199,13 @@ class LocalBlobBatch(BlobBatch):
             raise Unavailable(f"the blob batch has failed before: {self._failure}") from self._failure
 
     def _submit(self) -> None:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(worker_count(), thread_name_prefix="neve-pack")
+        if not self._busy:
+            self._threads.enter()
+            self._busy = True
         while len(self._queued) >= _MAX_QUEUED_GROUPS or (self._queued and self._queued[0].done()):
             self._finish_first()
-        self._queued.append(self._threads.submit(self._process, self._group))
-        self._group, self._group_bytes = [], 0
+        group, self._group, self._group_bytes = self._group, [], 0
+        self._queued.append(self._threads.submit(self._process, group))
 
     def _finish_first(self) -> None:
         try:
@@ -167,6 +245,9 @@ class LocalBlobBatch(BlobBatch):
 
     def _stage(self, records: list[Record]) -> None:
         self._store.stage(BLOBS, records)
+        self._unclaim(records)
+
+    def _unclaim(self, records: Sequence[Record]) -> None:
         with self._lock:
             # From here on the writer knows them, and answers for this batch as for any other.
             for record in records:
@@ -176,7 +257,7 @@ class LocalBlobBatch(BlobBatch):
     def _drain(self) -> None:
         """Stages everything put so far."""
         self._check_usable()
-        if self._group and self._threads is not None:
+        if self._group and self._busy:
             self._submit()
         while self._queued:
             self._finish_first()
@@ -206,9 +287,10 @@ class LocalBlobBatch(BlobBatch):
 
     def close(self) -> None:
         self._closed = True
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
-            self._threads = None
+        wait([future for future in self._queued if not future.cancel()])
+        if self._busy:
+            self._busy = False
+            self._threads.leave()
         self._group, self._lists, self._small = [], [], []
         self._queued.clear()
         self._staging.clear()
@@ -251,6 +333,25 @@ class LocalBlobWriter(BlobWriter):
             self._hasher.update(piece)
         self._chunks += self._batch.put_chunks(self._chunker.feed(pieces))
 
+    def write_bundle(self, chunks: Bundle) -> None:
+        self._check_open()
+        with _failing(self):
+            if not all(0 < size <= WHOLE_FILE_LIMIT for size in chunks.sizes):
+                raise InvalidRequest(f"a chunk must have 1 to {WHOLE_FILE_LIMIT} bytes")
+            contents = chunks.contents()
+            self._end_chunk()
+            for piece in contents:
+                self._hasher.update(piece)
+            self._chunks += self._batch.put_chunk_bundle(chunks, contents)
+
+    def _end_chunk(self) -> None:
+        """Makes a chunk end here."""
+        if self._block:
+            self._cut()
+        if self._chunker is not None:
+            self._chunks += self._batch.put_chunks(self._chunker.finish())
+            self._chunker = None
+
     def close(self) -> Digest:
         if self._digest is not None:
             return self._digest
@@ -265,12 +366,13 @@ class LocalBlobWriter(BlobWriter):
         return digest
 
     def _finish(self) -> Digest:
-        if self._chunker is None and self._block_bytes <= WHOLE_FILE_LIMIT:
+        if self._chunker is None and not self._chunks and self._block_bytes <= WHOLE_FILE_LIMIT:
             return self._batch.put_many([b"".join(self._block)])[0]
-        self._cut()
-        assert self._chunker is not None
-        self._chunks += self._batch.put_chunks(self._chunker.finish())
+        self._end_chunk()
         digest = self._hasher.digest()
+        if len(self._chunks) == 1:
+            # Its list would have the chunk's own key.
+            raise InvalidRequest("a blob of a single chunk is to be sent whole")
         self._batch.put_list(digest, self._chunks)
         return digest
 

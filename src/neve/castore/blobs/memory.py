@@ -16,6 +16,8 @@ from neve.registry import Address
 class MemoryBlobService(BlobService):
     """Holds every blob whole, for as long as it lives."""
 
+    looks_up_at_once = True
+
     def __init__(self) -> None:
         self._blobs: dict[Digest, bytes] = {EMPTY_BLOB: b""}
         self._put: set[Digest] = set()
