@@ -13,18 +13,16 @@ import pytest
 
 from neve.castore.blobs.base import BlobService
 from neve.castore.blobs.chunks import AVERAGE_CHUNK, Chunker, decode_chunk_list, encode_chunk_list
-from neve.castore.blobs.local import LocalBlobService
-from neve.castore.blobs.local_write import BLOBS, CHUNK
+from neve.castore.blobs.local_write import CHUNK
 from neve.castore.blobs.memory import MemoryBlobService
 from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.digest import Digest, b3_digest, format_digest
 from neve.errors import Corrupt, DiskFull, InvalidRequest, PermissionDenied, Unavailable
 from neve.packstore.frames import Record
-from neve.packstore.layout import PACKS_DIR, pack_name
-from neve.packstore.location import offset_of, pack_of
 from neve.packstore.store import PackStore, Table
 from neve.testing.blob_reading import KIB, MIB, incompressible, put
 from neve.testing.blobs import BlobServiceContract
+from tests.castore.damage import damage_blob
 
 
 class TestMemory(BlobServiceContract):
@@ -45,15 +43,7 @@ class TestLocal(BlobServiceContract):
         service.close()
 
     def damage(self, service: BlobService, digest: Digest) -> None:
-        assert isinstance(service, LocalBlobService)
-        store = service._store
-        location = store.find(BLOBS, [digest])[digest]
-        path = store.path / PACKS_DIR / pack_name(pack_of(location.place))
-        with path.open("r+b") as file:
-            file.seek(offset_of(location.place) + location.stored_len // 2)
-            byte = file.read(1)[0]
-            file.seek(-1, 1)
-            file.write(bytes([byte ^ 0x10]))
+        damage_blob(service, digest)
 
 
 @pytest.fixture

@@ -11,13 +11,12 @@ import pytest
 from neve.castore.digest import Digest
 from neve.castore.directories import local
 from neve.castore.directories.base import DirectoryService
-from neve.castore.directories.local import DIRECTORIES, LocalDirectoryService
 from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.errors import PermissionDenied, Unavailable
-from neve.packstore.layout import PACKS_DIR, TMP_DIR, pack_name
-from neve.packstore.location import offset_of, pack_of
+from neve.packstore.layout import TMP_DIR
 from neve.testing.directories import DirectoryServiceContract, leaf, parent, put_closure, tree
+from tests.castore.damage import damage_directory
 
 
 class TestMemory(DirectoryServiceContract):
@@ -38,15 +37,7 @@ class TestLocal(DirectoryServiceContract):
         service.close()
 
     def damage(self, service: DirectoryService, digest: Digest) -> None:
-        assert isinstance(service, LocalDirectoryService)
-        store = service._store
-        location = store.find(DIRECTORIES, [digest])[digest]
-        path = store.path / PACKS_DIR / pack_name(pack_of(location.place))
-        with path.open("r+b") as file:
-            file.seek(offset_of(location.place) + location.stored_len - 2)
-            byte = file.read(1)[0]
-            file.seek(-1, 1)
-            file.write(bytes([byte ^ 0x10]))
+        damage_directory(service, digest)
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from neve.castore.digest import InvalidDigest
 from neve.castore.node import DirectoryNode, FileNode, InvalidNode, Node, SymlinkNode
 from neve.castore.path import InvalidName
-from neve.castore.wire import fill_node_message, node_from_message, node_to_message
+from neve.castore.wire import encode_blob_chunk, fill_node_message, node_from_message, node_to_message
 from neve.errors import InvalidRequest
 from neve.proto.snix.castore.protos import castore_pb2 as snix_castore_pb2
-from neve.proto.tvix.castore.protos import castore_pb2
+from neve.proto.tvix.castore.protos import castore_pb2, rpc_blobstore_pb2
 from neve.proto.tvix.store.protos import pathinfo_pb2
 from neve.testing.strategies import names, nodes
 
@@ -82,3 +82,12 @@ def test_invalid_nodes_are_not_sent() -> None:
         node_to_message(b".", FileNode(DIGEST, 0))
     with pytest.raises(InvalidNode):
         node_to_message(b"", FileNode(DIGEST, 2**64))
+
+
+@pytest.mark.parametrize("pieces", [[], [b""], [b"x"], [b"x" * 127], [b"x" * 100, b"y" * 28], [b"z" * 2**21]])
+def test_a_blob_chunk_is_what_the_message_class_makes(pieces: list[bytes]) -> None:
+    contents = b"".join(pieces)
+    encoded = encode_blob_chunk(pieces)
+    assert rpc_blobstore_pb2.BlobChunk.FromString(encoded).data == contents
+    if contents:
+        assert encoded == rpc_blobstore_pb2.BlobChunk(data=contents).SerializeToString()

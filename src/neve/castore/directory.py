@@ -30,7 +30,7 @@ from neve.errors import InvalidRequest
 if TYPE_CHECKING:
     from neve.proto.tvix.castore.protos import castore_pb2
 
-__all__ = ["Directory", "DirectoryBuilder", "InvalidDirectory", "SizeRule"]
+__all__ = ["Directory", "DirectoryBuilder", "InvalidDirectory", "SizeRule", "child_digests"]
 
 
 class InvalidDirectory(InvalidRequest):
@@ -284,6 +284,11 @@ def _parse(data: bytes) -> castore_pb2.Directory:
         return message_class.FromString(data)
     except decode_error as error:
         raise InvalidDirectory(f"{len(data)} bytes are no Directory message: {error}") from error
+
+
+def child_digests(data: bytes) -> list[Digest]:
+    """The digests of the directories in the encoding of a Directory that was validated before."""
+    return [directory.digest for directory in _parse(data).directories]
 
 
 def _lists(message: castore_pb2.Directory) -> Iterator[tuple[str, list[tuple[bytes, Node]]]]:

@@ -42,6 +42,12 @@ def get_directory(directories: DirectoryService, digest: Digest) -> Directory:
     return directory
 
 
+def open_root(directories: DirectoryService, digest: Digest) -> Directory:
+    """The root of a tree that is about to be walked. Raises ``NotFound`` naming it."""
+    directories.read_ahead(digest)
+    return get_directory(directories, digest)
+
+
 def descend(directories: DirectoryService, root: Node, components: Sequence[bytes]) -> Node | None:
     """The node at a path below ``root``, or None if nothing is there.
 
@@ -153,7 +159,7 @@ def _walk(directories: DirectoryService, root: Node) -> Iterator[tuple[bytes, No
     yield b"", root
     if not isinstance(root, DirectoryNode):
         return
-    stack = [Children(directories, get_directory(directories, root.digest))]
+    stack = [Children(directories, open_root(directories, root.digest))]
     while stack:
         children = stack[-1]
         for entry in children.entries:

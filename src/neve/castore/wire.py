@@ -1,4 +1,4 @@
-"""Nodes as protobuf messages, in both sets of names.
+"""Nodes as protobuf messages, in both sets of names, and the pieces of blobs.
 
 ``tvix.castore.v1.Node`` and ``snix.castore.v1.Entry`` are the same message under two names, so each
 function takes either. Directories need nothing here: their encoding is their message.
@@ -6,6 +6,7 @@ function takes either. Directories need nothing here: their encoding is their me
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from neve.castore.node import DirectoryNode, FileNode, InvalidNode, Node, SymlinkNode, validate_node
@@ -15,9 +16,20 @@ from neve.proto.tvix.castore.protos import castore_pb2
 if TYPE_CHECKING:
     from neve.proto.snix.castore.protos import castore_pb2 as snix_castore_pb2
 
-__all__ = ["fill_node_message", "node_from_message", "node_to_message"]
+__all__ = ["encode_blob_chunk", "fill_node_message", "node_from_message", "node_to_message"]
 
 NodeMessage = TypeVar("NodeMessage", castore_pb2.Node, "snix_castore_pb2.Entry")
+
+
+def encode_blob_chunk(pieces: Sequence[bytes]) -> bytes:
+    """A serialized ``BlobChunk`` of ``pieces`` together. The message class would copy them twice."""
+    size = sum(map(len, pieces))
+    head = bytearray(b"\x0a")
+    while size > 0x7F:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return b"".join((head, *pieces))
 
 
 def fill_node_message(message: NodeMessage, name: bytes, node: Node) -> NodeMessage:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import grpc
@@ -19,9 +19,9 @@ from google.protobuf.descriptor import ServiceDescriptor
 from neve.errors import NeveError, Unavailable, Unsupported
 from neve.registry import Address
 from neve.rpc.methods import Method, methods_of, snix_name
-from neve.rpc.status import ERROR_TRAILER, code_of, error_of, trailers_of
+from neve.rpc.status import ERROR_TRAILER, code_of, details_of, error_of, trailers_of
 from neve.rpc.target import PARAMETERS, Target, target_of
-from neve.rpc.upload import Exchange, Upload
+from neve.rpc.upload import Exchange, Upload, silent
 from neve.rpc.watch import WATCH
 
 T = TypeVar("T")
@@ -32,6 +32,16 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _ATTEMPTS = 6
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds before a call is repeated; each pause is twice the last, and shortened at random by up to half."""
+
+_RECONNECT_SECONDS = 3.0
+"""Seconds to wait for a server that was there before a call that cannot be repeated."""
+
+_MAX_RECONNECT_MS = 1000
+"""Pause between attempts to connect. The pauses before a call is repeated are longer in all, so that a
+call that fails because the server restarts reaches it when it is back."""
+
+_NEVER_CONNECTED = ("failed to connect", "errors resolving")
+"""How the library begins the reason when there was no connection at all, which no server can say."""
 
 _KEEPALIVE_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
@@ -55,7 +65,10 @@ class Connection:
         self.timeout = target.timeout
         self._users = 1
         self._reached = False
+        # Whether a call has lost the connection, and no call has been answered since.
+        self._lost = False
         self._lacking: set[str] = set()
+        self._having: set[str] = set()
         self._methods: dict[str, dict[str, Method]] = {}
         self._stubs: dict[tuple[object, ...], Any] = {}
         self._channel = _make_channel(target)
@@ -92,11 +105,25 @@ class Connection:
 
     def wait_connected(self) -> None:
         """Returns when the server is reached. Raises ``Unavailable`` after the timeout."""
+        self._wait(self.timeout)
+
+    def _wait(self, seconds: float) -> None:
+        ready = grpc.channel_ready_future(self._channel)
         try:
-            grpc.channel_ready_future(self._channel).result(timeout=self.timeout)
+            ready.result(timeout=seconds)
         except grpc.FutureTimeoutError:
-            raise Unavailable(f"{self.url} cannot be reached within {self.timeout:g} s") from None
-        self._reached = True
+            raise Unavailable(f"{self.url} cannot be reached within {seconds:g} s") from None
+        finally:
+            ready.cancel()
+        self._answered()
+
+    def _answered(self) -> None:
+        self._reached, self._lost = True, False
+
+    def _find_again(self) -> None:
+        """Waits a moment for a server that was there, for calls that cannot be repeated."""
+        if self._lost:
+            self._wait(min(self.timeout, _RECONNECT_SECONDS))
 
     # What the server has.
 
@@ -107,6 +134,18 @@ class Connection:
     def lacks(self, service: ServiceDescriptor) -> None:
         """Remembers that the server does not have ``service``."""
         self._lacking.add(service.full_name)
+
+    def has(self, service: ServiceDescriptor, ask: Callable[[], object]) -> bool:
+        """Whether the server has ``service``; found out once, by a call that asks for nothing much."""
+        name = service.full_name
+        if name not in self._having and name not in self._lacking:
+            try:
+                ask()
+            except NotOffered:
+                self._lacking.add(name)
+            else:
+                self._having.add(name)
+        return name in self._having
 
     def unless_lacking(
         self, service: ServiceDescriptor, call: Callable[[], T], otherwise: Callable[[], T]
@@ -139,7 +178,7 @@ class Connection:
 
     def receive(
         self, service: ServiceDescriptor, name: str, request: Any, *, raw: bool = False
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """One request, a stream of answers. Repeated only while there was no answer yet.
 
         With ``raw`` the answers are bytes. A generator: ending it early cancels the call.
@@ -155,13 +194,14 @@ class Connection:
                 while True:
                     with watched:
                         answer = next(call)
-                    begun = self._reached = True
+                    begun = True
+                    self._answered()
                     yield answer
             except StopIteration:
                 return
             except grpc.RpcError as failure:
                 if watched.expired:
-                    raise self._silent(method) from failure
+                    raise self._failure(method)(silent(self.timeout)) from failure
                 pause = next(pauses, None)
                 if begun or pause is None or not self._may_pass(failure):
                     raise self._error(method, failure) from failure
@@ -172,19 +212,23 @@ class Connection:
 
     def upload(self, service: ServiceDescriptor, name: str, *, raw: bool = False) -> Upload:
         """A stream of requests, one answer. Never repeated. ``raw``: the requests are bytes."""
+        self._find_again()
         method = self._method(service, name)
         return Upload(self._stub(method, raw), self._failure(method), self.timeout)
 
     def exchange(self, service: ServiceDescriptor, name: str) -> Exchange:
         """A stream of requests and one of answers. Never repeated."""
+        self._find_again()
         method = self._method(service, name)
         return Exchange(self._stub(method, raw=False), self._failure(method), self.timeout)
 
-    def _failure(self, method: Method) -> Callable[[grpc.RpcError | None], NeveError]:
-        """Makes the error of a failed call; None stands for one that was cancelled for its silence."""
+    def _failure(self, method: Method) -> Callable[[grpc.RpcError | str], NeveError]:
+        """Makes the error of a failed call, or one that says why it was given up."""
 
-        def failure(error: grpc.RpcError | None) -> NeveError:
-            return self._silent(method) if error is None else self._error(method, error)
+        def failure(error: grpc.RpcError | str) -> NeveError:
+            if isinstance(error, str):
+                return Unavailable(f"{self.url}: {method.name}: {error}")
+            return self._error(method, error)
 
         return failure
 
@@ -226,7 +270,7 @@ class Connection:
                 if pause is None or not self._may_pass(failure):
                     raise self._error(method, failure) from failure
             else:
-                self._reached = True
+                self._answered()
                 return result
             time.sleep(pause)
 
@@ -238,17 +282,17 @@ class Connection:
 
     def _may_pass(self, failure: grpc.RpcError) -> bool:
         """Whether repeating the call may help."""
-        return self._reached and code_of(failure) is grpc.StatusCode.UNAVAILABLE
+        if code_of(failure) is not grpc.StatusCode.UNAVAILABLE:
+            return False
+        return self._reached or not details_of(failure).startswith(_NEVER_CONNECTED)
 
     def _error(self, method: Method, failure: grpc.RpcError) -> NeveError:
+        self._lost = self._reached and code_of(failure) is grpc.StatusCode.UNAVAILABLE
         service = method.path.split("/")[1]
         doing = f"{self.url}: {method.name}"
         if code_of(failure) is grpc.StatusCode.UNIMPLEMENTED and ERROR_TRAILER not in trailers_of(failure):
             return NotOffered(f"{doing}: the server does not offer this call (of {service})")
         return error_of(failure, doing)
-
-    def _silent(self, method: Method) -> Unavailable:
-        return Unavailable(f"{self.url}: {method.name}: no answer within {self.timeout:g} s")
 
 
 def _make_channel(target: Target) -> grpc.Channel:
@@ -258,9 +302,9 @@ def _make_channel(target: Target) -> grpc.Channel:
         "grpc.keepalive_time_ms": _KEEPALIVE_MS,
         "grpc.keepalive_timeout_ms": _KEEPALIVE_TIMEOUT_MS,
         "grpc.enable_retries": 0,
+        # Not the lowest pause: it is how long an attempt may take, and a server may be far away.
         "grpc.initial_reconnect_backoff_ms": 100,
-        "grpc.min_reconnect_backoff_ms": 100,
-        "grpc.max_reconnect_backoff_ms": 2000,
+        "grpc.max_reconnect_backoff_ms": _MAX_RECONNECT_MS,
         # Each connection is one of its own, so that what was found out about a server holds for it.
         "grpc.use_local_subchannel_pool": 1,
         **({"grpc.default_authority": "localhost"} if target.is_socket else {}),

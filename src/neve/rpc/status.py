@@ -6,6 +6,7 @@ the class in a trailer; statuses of other servers are taken by their code.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import grpc
@@ -28,7 +29,7 @@ ERROR_TRAILER = "neve-error"
 """The trailer that names the class of the error."""
 
 _MAX_DETAILS = 2000
-"""Characters of a message that travel: headers are limited to some kilobytes."""
+"""Bytes of a message that travel, in the form that they travel in: headers are limited to some kilobytes."""
 
 # Subclasses before their bases.
 _CODES: tuple[tuple[type[NeveError], grpc.StatusCode], ...] = (
@@ -77,9 +78,19 @@ def status_of(error: NeveError) -> Status:
 
 
 def shortened(details: str) -> str:
-    """``details`` as they can travel: neither too long nor with what no UTF-8 can express."""
-    text = details.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _MAX_DETAILS else f"{text[:_MAX_DETAILS]} ..."
+    """``details`` as they can travel: neither too long nor with what no UTF-8 can express.
+
+    What is not printable ASCII travels as three bytes for each byte of its UTF-8.
+    """
+    text = details[:_MAX_DETAILS].encode("utf-8", "backslashreplace").decode()
+    sizes = (1 if " " <= c <= "~" and c != "%" else 3 * len(c.encode()) for c in text)
+    end = sum(total <= _MAX_DETAILS for total in accumulate(sizes))
+    return text if end == len(text) and len(details) <= _MAX_DETAILS else f"{text[:end]} ..."
+
+
+def one_line(text: str) -> str:
+    """``text``, which may be anybody's, without anything that is not printable."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def error_of(failure: grpc.RpcError, doing: str) -> NeveError:
@@ -88,7 +99,7 @@ def error_of(failure: grpc.RpcError, doing: str) -> NeveError:
     A peer that breaks off, does not answer in time or answers nonsense is ``Unavailable``.
     """
     code = code_of(failure) or grpc.StatusCode.UNKNOWN
-    details = str(_call(failure, "details") or "no reason given")
+    details = one_line(details_of(failure))
     named = trailers_of(failure).get(ERROR_TRAILER)
     kind = _BY_NAME.get(named) if isinstance(named, str) else None
     if kind is not None and dict(_CODES)[kind] is code:
@@ -101,6 +112,11 @@ def trailers_of(failure: grpc.RpcError) -> dict[str, str | bytes]:
     """The trailers that came with the status."""
     trailers: Any = _call(failure, "trailing_metadata") or ()
     return dict(trailers)
+
+
+def details_of(failure: grpc.RpcError) -> str:
+    """What the status says besides its code."""
+    return str(_call(failure, "details") or "no reason given")
 
 
 def code_of(failure: grpc.RpcError) -> grpc.StatusCode | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +20,7 @@ DEFAULT_TIMEOUT = 60.0
 
 _MAX_SOCKET_PATH = 107
 _DEFAULT_PORTS = {"grpc+http": 80, "grpc+https": 443}
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def _socket(address: Address) -> str:
     if not address.path.strip("/"):
         raise address.refuse("the path of the socket is missing; write grpc+unix:///path")
     raw = os.fsencode(address.path)
+    if b"\0" in raw:
+        raise address.refuse("a path holds no NUL byte")
     if len(raw) > _MAX_SOCKET_PATH:
         raise address.refuse(f"the path of a socket has at most {_MAX_SOCKET_PATH} bytes, not {len(raw)}")
     return f"unix://{quote(raw)}"
@@ -107,14 +111,12 @@ def _host(address: Address) -> str:
         raise address.refuse("a user name has no meaning here")
     if address.path.strip("/"):
         raise address.refuse(f"a path has no meaning here; write {address.scheme}://host:port")
-    host, bracket, port = address.host.rpartition("]")
-    if not bracket:
-        host, _, port = address.host.partition(":")
-        port = f":{port}" if _ else ""
-    number = port.removeprefix(":") or str(_DEFAULT_PORTS[address.scheme])
-    if not host or not number.isascii() or not number.isdigit() or not 0 < int(number) < 65536:
+    match = _HOST.fullmatch(address.host)
+    number = int(match["port"] or _DEFAULT_PORTS[address.scheme]) if match else 0
+    if match is None or not 0 < number < 65536:
         raise address.refuse(f"{address.host!r} is no host:port")
-    return f"{host}{bracket}:{number}"
+    # With the scheme, as a host of the name "unix" would be taken for one.
+    return f"dns:///{quote(match['host'].replace('%25', '%'), safe='[]:')}:{number}"
 
 
 def _timeout(address: Address) -> float:

@@ -17,7 +17,16 @@ _QUEUED_MESSAGES = 4
 _PATIENCE_SECONDS = 0.1
 _END: Any = object()
 
-Failure = Callable[[grpc.RpcError | None], NeveError]
+_ENDED_EARLY = "the server ended the call before its end"
+_GIVEN_UP = "the call was given up"
+
+Failure = Callable[[grpc.RpcError | str], NeveError]
+"""Makes an error of what a call ended with, or of the reason why it was given up."""
+
+
+def silent(seconds: float) -> str:
+    """The reason for giving up a call on which nothing came."""
+    return f"no answer within {seconds:g} s"
 
 
 class _Sending:
@@ -47,7 +56,7 @@ class _Sending:
             except queue.Full:
                 if time.monotonic() - since > self._timeout:
                     self.cancel()
-                    raise self._failure(None) from None
+                    raise self._failure(f"the server took nothing for {self._timeout:g} s") from None
 
     def _end(self) -> None:
         """No more messages come."""
@@ -59,12 +68,10 @@ class _Sending:
         """The error that has ended the call."""
         try:
             failure = self._call.exception(timeout=self._timeout)
-        except grpc.FutureCancelledError:
-            failure = None
-        except grpc.FutureTimeoutError:
-            failure = None
+        except (grpc.FutureCancelledError, grpc.FutureTimeoutError):
+            failure = _GIVEN_UP
         self.cancel()
-        return self._failure(failure)
+        return self._failure(_ENDED_EARLY if failure is None else failure)
 
     def cancel(self) -> None:
         """Ends the call, whatever its state. The server forgets what it was sent."""
@@ -95,7 +102,8 @@ class Upload(_Sending):
             raise self._failure(error) from error
         except (grpc.FutureTimeoutError, grpc.FutureCancelledError) as error:
             self.cancel()
-            raise self._failure(None) from error
+            is_late = isinstance(error, grpc.FutureTimeoutError)
+            raise self._failure(silent(self._timeout) if is_late else _GIVEN_UP) from error
 
 
 class Exchange(_Sending):
@@ -113,10 +121,10 @@ class Exchange(_Sending):
                 return next(self._call)
         except grpc.RpcError as error:
             self.cancel()
-            raise self._failure(None if self._watched.expired else error) from error
+            raise self._failure(silent(self._timeout) if self._watched.expired else error) from error
         except StopIteration:
             self.cancel()
-            raise self._failure(None) from None
+            raise self._failure(_ENDED_EARLY) from None
 
     def finish(self) -> None:
         """Ends both streams."""

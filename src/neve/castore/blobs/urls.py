@@ -10,5 +10,8 @@ BLOB_SERVICES: Schemes[BlobService] = Schemes(
     {
         "memory": "neve.castore.blobs.memory:open_memory",
         "local": "neve.castore.blobs.local:open_local",
+        "grpc+unix": "neve.castore.blobs.grpc:open_grpc",
+        "grpc+http": "neve.castore.blobs.grpc:open_grpc",
+        "grpc+https": "neve.castore.blobs.grpc:open_grpc",
     },
 )

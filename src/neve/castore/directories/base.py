@@ -6,14 +6,16 @@ Synchronous and thread-safe; a putter belongs to one thread.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from neve.castore.closure import LeavesToRoot
 from neve.castore.digest import Digest, check_digest, format_digest
 from neve.castore.directory import Directory
 from neve.errors import InvalidRequest, NotFound, Unsupported
+
+T = TypeVar("T")
 
 GET_MANY = 256
 """How many Directories ``get_recursive`` asks for at once."""
@@ -69,6 +71,11 @@ class DirectoryService(ABC):
     def put_multiple(self) -> DirectoryPutter:
         """A putter for a whole closure."""
 
+    def read_ahead(self, digest: Digest) -> None:
+        """Says that the closure of ``digest`` is about to be walked. A backend to which each question is
+        far may fetch it now, as much as it is ready to hold; others do nothing."""
+        return
+
     def get_many(self, digests: Sequence[Digest]) -> dict[Digest, Directory]:
         """Those of ``digests`` that are there."""
         found = ((digest, self.get(digest)) for digest in digests)
@@ -80,13 +87,26 @@ class DirectoryService(ABC):
         Raises ``NotFound`` when a Directory that one of them refers to is missing: the store is
         inconsistent then.
         """
+        return self._breadth_first(digest, self.get_many, _children)
+
+    def get_recursive_encoded(self, digest: Digest) -> Iterator[bytes]:
+        """Like ``get_recursive``, but gives the encodings, for who passes them on."""
+        return (directory.encode() for directory in self.get_recursive(digest))
+
+    def _breadth_first(
+        self,
+        digest: Digest,
+        get_many: Callable[[Sequence[Digest]], dict[Digest, T]],
+        children: Callable[[T], Iterable[Digest]],
+    ) -> Iterator[T]:
+        """The closure in whatever form ``get_many`` gives, whose child digests ``children`` tells."""
         known = {check_digest(digest)}
         wanted = [digest]
         first = True
         while wanted:
             following: list[Digest] = []
             for part in self._portions(wanted):
-                found = self.get_many(part)
+                found = get_many(part)
                 if first and digest not in found:
                     return
                 first = False
@@ -94,10 +114,10 @@ class DirectoryService(ABC):
                     directory = found.pop(one, None)
                     if directory is None:
                         raise directory_not_found(one)
-                    for _, child in directory.directories():
-                        if child.digest not in known:
-                            known.add(child.digest)
-                            following.append(child.digest)
+                    for child in children(directory):
+                        if child not in known:
+                            known.add(child)
+                            following.append(child)
                     yield directory
             wanted = following
 
@@ -165,6 +185,10 @@ class CheckingPutter(DirectoryPutter):
     def _release(self) -> None:
         """Frees what ``_keep`` holds."""
         return
+
+
+def _children(directory: Directory) -> Iterator[Digest]:
+    return (child.digest for _, child in directory.directories())
 
 
 def directory_not_found(digest: Digest) -> NotFound:

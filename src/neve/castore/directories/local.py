@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
 from neve.castore.directories.base import CheckingPutter, DirectoryPutter, DirectoryService
-from neve.castore.directory import Directory
+from neve.castore.directory import Directory, child_digests
 from neve.errors import Corrupt, InvalidRequest, NotFound
 from neve.packstore.address import open_address
 from neve.packstore.frames import FRAME_TARGET, Record
@@ -35,10 +35,17 @@ class LocalDirectoryService(DirectoryService):
         return self.get_many([digest]).get(digest)
 
     def get_many(self, digests: Sequence[Digest]) -> dict[Digest, Directory]:
+        return {digest: _decoded(digest, data) for digest, data in self._get_encoded(digests).items()}
+
+    def get_recursive_encoded(self, digest: Digest) -> Iterator[bytes]:
+        return self._breadth_first(digest, self._get_encoded, child_digests)
+
+    def _get_encoded(self, digests: Sequence[Digest]) -> dict[Digest, bytes]:
+        """The verified encodings of those that are there."""
         for digest in digests:
             check_digest(digest)
         located = self._store.find(DIRECTORIES, digests)
-        result: dict[Digest, Directory] = {}
+        result: dict[Digest, bytes] = {}
         for digest, location in sorted(located.items(), key=lambda item: item[1].place):
             try:
                 encoded = self._store.read_unproven(DIRECTORIES, digest, location)
@@ -48,10 +55,7 @@ class LocalDirectoryService(DirectoryService):
                 raise _corrupt(digest, f"are damaged: {error}") from error
             if b3_digest(encoded) != digest:
                 raise _corrupt(digest)
-            try:
-                result[digest] = Directory.decode(encoded, digest=digest, validated=True)
-            except InvalidRequest as error:
-                raise Corrupt(f"stored Directory {format_digest(digest)} is invalid: {error}") from error
+            result[digest] = encoded
         return result
 
     def _portions(self, digests: Sequence[Digest]) -> Iterator[Sequence[Digest]]:
@@ -151,6 +155,13 @@ class _Putter(CheckingPutter):
             # Of no interest: on a full disk it cannot write what it still holds in memory.
             self._spool.close()
         self._known.clear()
+
+
+def _decoded(digest: Digest, encoded: bytes) -> Directory:
+    try:
+        return Directory.decode(encoded, digest=digest, validated=True)
+    except InvalidRequest as error:
+        raise Corrupt(f"stored Directory {format_digest(digest)} is invalid: {error}") from error
 
 
 def _corrupt(digest: Digest, what: str = "do not match its digest") -> Corrupt:

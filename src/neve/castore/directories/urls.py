@@ -10,5 +10,8 @@ DIRECTORY_SERVICES: Schemes[DirectoryService] = Schemes(
     {
         "memory": "neve.castore.directories.memory:open_memory",
         "local": "neve.castore.directories.local:open_local",
+        "grpc+unix": "neve.castore.directories.grpc:open_grpc",
+        "grpc+http": "neve.castore.directories.grpc:open_grpc",
+        "grpc+https": "neve.castore.directories.grpc:open_grpc",
     },
 )

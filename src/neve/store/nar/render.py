@@ -15,7 +15,7 @@ from neve.castore.blobs.base import BlobService
 from neve.castore.digest import Digest
 from neve.castore.directories.base import DirectoryService
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
-from neve.castore.traverse import Children, get_directory, large_file, with_contents
+from neve.castore.traverse import Children, get_directory, large_file, open_root, with_contents
 from neve.errors import InvalidRequest, PermissionDenied, Unavailable
 from neve.nix.nar import framing
 from neve.nix.nar.grammar import MAGIC
@@ -68,7 +68,7 @@ class NarRenderer:
         if len(self._sizes) >= _MAX_SIZES:
             self._sizes = {}  # Another thread may still be filling the old one, and goes on with that.
         sizes = self._sizes
-        stack = [(root.digest, get_directory(self._directories, root.digest))]
+        stack = [(root.digest, open_root(self._directories, root.digest))]
         levels = [Children(self._directories, stack[0][1])]
         while stack:
             for _, node in levels[-1].entries:
@@ -147,7 +147,7 @@ class NarRenderer:
             yield from _leaf(MAGIC, root)
             return
         pending = MAGIC + framing.DIRECTORY_OPEN
-        levels = [Children(self._directories, get_directory(self._directories, root.digest))]
+        levels = [Children(self._directories, open_root(self._directories, root.digest))]
         entry_open, file_head, tails = framing.entry_open, framing.file_head, _ENTRY_TAILS
         while levels:
             children = levels[-1]

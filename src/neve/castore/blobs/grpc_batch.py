@@ -1,0 +1,331 @@
+"""Storing many small blobs per message: a batch on a server that has BatchService.
+
+Blobs are hashed where they are put; threads ask in groups which of them the server misses, and compress
+those. Large blobs are cut here, so that only chunks that the server misses travel.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+from blake3 import blake3
+
+from neve.castore.blobs.base import BlobBatch, BlobWriter
+from neve.castore.blobs.bundle import Bundle, bundle_message, bundles
+from neve.castore.blobs.chunks import Chunker
+from neve.castore.blobs.grpc_read import BATCHES, RemoteReads, chosen, has_batches
+from neve.castore.digest import EMPTY_BLOB, Digest, check_digest
+from neve.errors import InvalidRequest, Unavailable
+from neve.proto.neve.castore.protos import rpc_batch_pb2
+from neve.rpc.channel import Connection
+from neve.rpc.upload import Exchange
+from neve.tree import WHOLE_FILE_LIMIT
+
+T = TypeVar("T")
+
+_GROUP_BYTES = 4 * 1024 * 1024
+_GROUP_BLOBS = 1024
+"""Blobs that are asked for and sent together."""
+
+_MAX_QUEUED_GROUPS = 3
+_MESSAGE_BYTES = 1024 * 1024
+_WRITE_BLOCK = 2 * 1024 * 1024
+_MAX_KNOWN = 4096
+"""Digests of chunks that the server has in one message: about a gigabyte."""
+
+Blob = tuple[Digest, bytes | memoryview]
+
+
+class RemoteBatch(BlobBatch):
+    """A batch on a server with batches; one on another is left to ``fallback``."""
+
+    def __init__(self, connection: Connection, reads: RemoteReads, fallback: BlobBatch) -> None:
+        self._connection = connection
+        self._reads = reads
+        self._fallback = fallback
+        self._exchange: Exchange | None = None
+        self._offered: bool | None = None
+        self._group: list[Blob] = []
+        self._group_bytes = 0
+        # What threads are making, and what takes it when its turn has come.
+        self._queued: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
+        self._writers = 0
+        self._failure: BaseException | None = None
+        self._closed = False
+
+    # State.
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise InvalidRequest("the blob batch is closed")
+        if self._failure is not None:
+            raise Unavailable(f"the blob batch has failed before: {self._failure}") from self._failure
+
+    def offered(self) -> bool:
+        """Whether the server has batches."""
+        if self._offered is None:
+            self._offered = has_batches(self._connection)
+        return self._offered
+
+    def guarded(self, function: Callable[[], T]) -> T:
+        """Runs a step. If it fails, something of what was put is lost, and ``commit`` must not work."""
+        self._check_usable()
+        try:
+            return function()
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    # Putting.
+
+    def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
+        self._check_usable()
+        if not self.offered():
+            return self.guarded(lambda: self._fallback.put_many(blobs))
+        digests = []
+        for blob in blobs:
+            if len(blob) > WHOLE_FILE_LIMIT:
+                digests.append(self._put_large(blob))
+                continue
+            digests.append(digest := blake3(blob).digest())
+            if blob:
+                self._group.append((digest, blob))
+                self._group_bytes += len(blob)
+        if self._group_bytes >= _GROUP_BYTES or len(self._group) >= _GROUP_BLOBS:
+            self.guarded(self._submit_group)
+        return digests
+
+    def _put_large(self, blob: bytes) -> Digest:
+        with self.open_write() as writer:
+            writer.write(blob)
+            return writer.close()
+
+    def _submit_group(self) -> None:
+        group, self._group, self._group_bytes = self._group, [], 0
+        if group:
+            self.submit(lambda: self.to_send(group), self._send_bundles)
+
+    def submit(self, make: Callable[[], T], send: Callable[[T], None]) -> None:
+        """Has a thread ``make`` something; ``send`` gets it, here and in the order of submission."""
+        while len(self._queued) >= _MAX_QUEUED_GROUPS or (self._queued and self._queued[0][0].done()):
+            self._send_first()
+        self._queued.append((self._reads.executor().submit(make), send))
+
+    def _send_first(self) -> None:
+        made, send = self._queued.popleft()
+        send(made.result())
+
+    def send(self, message: rpc_batch_pb2.PutRequest) -> None:
+        """Sends a message."""
+        self._stream().send(message)
+
+    def _stream(self) -> Exchange:
+        if self._exchange is None:
+            self._exchange = self._connection.exchange(BATCHES, "Put")
+        return self._exchange
+
+    def missing(self, digests: Sequence[Digest]) -> set[Digest]:
+        """Those of ``digests`` that the server does not have."""
+        return set(self._reads.missing(digests))
+
+    def to_send(self, blobs: Sequence[Blob], *, alone: bool = False) -> list[Bundle]:
+        """Bundles of those of ``blobs`` that the server does not have; ``alone``: one for each."""
+        missing = self.missing([digest for digest, _ in blobs])
+        new = list({blob[0]: blob for blob in blobs if blob[0] in missing}.values())
+        return list(bundles(new, 1)) if alone else list(bundles(new))
+
+    def _send_bundles(self, made: list[Bundle]) -> None:
+        message = rpc_batch_pb2.PutRequest()
+        size = 0
+        for bundle in made:
+            message.blobs.append(bundle_message(bundle))
+            size += len(bundle.data)
+            if size >= _MESSAGE_BYTES:
+                self.send(message)
+                message, size = rpc_batch_pb2.PutRequest(), 0
+        if size:
+            self.send(message)
+
+    def give_up(self, writer: int) -> None:
+        """Tells the server that a blob is not wanted any more."""
+        if self._failure is None and not self._closed:
+            message = rpc_batch_pb2.PutRequest()
+            message.parts.add(writer=writer, abandon=True)
+            self.guarded(lambda: self.submit(lambda: message, self.send))
+
+    def open_write(self) -> BlobWriter:
+        self._check_usable()
+        if not self.offered():
+            return self._fallback.open_write()
+        self._writers += 1
+        return _BatchWriter(self, self._writers)
+
+    # The end.
+
+    def drain(self) -> None:
+        """Sends everything put so far."""
+        self._submit_group()
+        while self._queued:
+            self._send_first()
+
+    def keep_many(self, digests: Sequence[Digest]) -> list[Digest]:
+        wanted = [check_digest(digest) for digest in digests if digest != EMPTY_BLOB]
+        self._check_usable()
+        if not self.offered():
+            return self._fallback.keep_many(digests)
+        if not wanted:
+            return []
+
+        def ask() -> list[Digest]:
+            self.drain()
+            self._stream().send(rpc_batch_pb2.PutRequest(keep=b"".join(wanted)))
+            return chosen(wanted, self._stream().receive().missing, self._connection.url)
+
+        return self.guarded(ask)
+
+    def commit(self) -> None:
+        self._check_usable()
+        if not self.offered():
+            self._fallback.commit()
+            return
+
+        def finish() -> None:
+            self.drain()
+            if self._exchange is not None:
+                self._exchange.send(rpc_batch_pb2.PutRequest(commit=True))
+                self._exchange.receive()
+
+        self.guarded(finish)
+
+    def close(self) -> None:
+        self._closed = True
+        wait([future for future, _ in self._queued if not future.cancel()])
+        self._queued.clear()
+        self._group = []
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.cancel()
+        self._fallback.close()
+
+
+class _BatchWriter(BlobWriter):
+    """Writes one blob of any length: whole if it stays small, else the chunks that the server misses.
+
+    As long as the server has all of them nothing is sent: at the end it may have the blob too.
+    """
+
+    def __init__(self, batch: RemoteBatch, number: int) -> None:
+        self._batch = batch
+        self._number = number
+        self._hasher = blake3()
+        self._block: list[bytes] = []
+        self._block_bytes = 0
+        self._chunker: Chunker | None = None
+        self._known: list[Digest] = []
+        self._sent = False
+        self._digest: Digest | None = None
+        self._state = "open"
+
+    def write(self, data: bytes) -> int:
+        self._check_open()
+        self._block.append(bytes(data))
+        self._block_bytes += len(data)
+        if self._block_bytes >= _WRITE_BLOCK:
+            self._guarded(self._cut)
+        return len(data)
+
+    def _check_open(self) -> None:
+        if self._state == "failed":
+            raise InvalidRequest("the blob writer was previously closed with an error")
+        if self._state != "open":
+            raise InvalidRequest(f"the blob writer is {self._state}")
+
+    def _guarded(self, function: Callable[[], T]) -> T:
+        try:
+            return self._batch.guarded(function)
+        except BaseException:
+            self._state = "failed"
+            raise
+
+    def _cut(self) -> None:
+        if self._chunker is None:
+            self._chunker = Chunker()
+        pieces, self._block, self._block_bytes = self._block, [], 0
+        for piece in pieces:
+            self._hasher.update(piece)
+        self._submit(self._chunker.feed(pieces))
+
+    def _submit(self, chunks: list[memoryview]) -> None:
+        if chunks:
+            self._batch.submit(lambda: self._made(chunks), self._send_chunks)
+
+    def _made(self, chunks: list[memoryview]) -> tuple[list[Digest], dict[Digest, Bundle]]:
+        """The chunks' digests, and bundles of those that the server does not have."""
+        blobs = [(blake3(chunk).digest(), chunk) for chunk in chunks]
+        made = self._batch.to_send(blobs, alone=True)
+        return [digest for digest, _ in blobs], {bundle.digests[0]: bundle for bundle in made}
+
+    def _send_chunks(self, made: tuple[list[Digest], dict[Digest, Bundle]]) -> None:
+        digests, new = made
+        message = rpc_batch_pb2.PutRequest()
+        for digest in digests:
+            bundle = new.get(digest)
+            if bundle is None:
+                self._known.append(digest)
+            else:
+                self._flush_known(message)
+                message.parts.add(writer=self._number, chunks=bundle_message(bundle))
+        self._send(message)
+
+    def _flush_known(self, message: rpc_batch_pb2.PutRequest) -> None:
+        # The server reads them, and must not take too long for one message. So many have gathered only if
+        # nothing was sent before, so they do not overtake what is in the message.
+        while len(self._known) > _MAX_KNOWN:
+            self._send(self._part_of_known(rpc_batch_pb2.PutRequest()))
+        if self._known:
+            self._part_of_known(message)
+
+    def _part_of_known(self, message: rpc_batch_pb2.PutRequest) -> rpc_batch_pb2.PutRequest:
+        part, self._known = self._known[:_MAX_KNOWN], self._known[_MAX_KNOWN:]
+        message.parts.add(writer=self._number, known=b"".join(part))
+        return message
+
+    def _send(self, message: rpc_batch_pb2.PutRequest) -> None:
+        if message.parts and self._state != "abandoned":
+            self._batch.send(message)
+            self._sent = True
+
+    def close(self) -> Digest:
+        if self._digest is not None:
+            return self._digest
+        self._check_open()
+        self._digest = self._guarded(self._finish)
+        self._state = "closed"
+        return self._digest
+
+    def _finish(self) -> Digest:
+        if self._chunker is None and self._block_bytes <= WHOLE_FILE_LIMIT:
+            return self._batch.put_many([b"".join(self._block)])[0]
+        self._cut()
+        assert self._chunker is not None
+        self._submit(self._chunker.finish())
+        digest: Digest = self._hasher.digest()
+        self._batch.submit(lambda: bool(self._batch.missing([digest])), lambda m: self._send_end(digest, m))
+        return digest
+
+    def _send_end(self, digest: Digest, missing: bool) -> None:
+        if self._sent or missing:
+            message = rpc_batch_pb2.PutRequest()
+            self._flush_known(message)
+            message.parts.add(writer=self._number, end=digest)
+            self._send(message)
+
+    def abandon(self) -> None:
+        if self._state == "open":
+            self._state = "abandoned"
+            self._block, self._known, self._chunker = [], [], None
+            if self._sent:
+                self._batch.give_up(self._number)
