@@ -8,5 +8,6 @@ nar/           rendering NARs from stored trees, taking NARs in
 importer.py    files, folders, archives and NARs to store paths
 export.py      stored trees back to disk
 services.py    addresses to services
+remote.py      what a server does as a whole: administration, NAR hashes
 check.py       verification of everything
 """

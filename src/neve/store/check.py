@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from neve.castore.blobs.local_write import BLOBS
 from neve.castore.digest import Digest, format_digest
 from neve.castore.directories.local import DIRECTORIES
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node
-from neve.errors import NeveError
+from neve.errors import NeveError, Unavailable
 from neve.nix import base32
 from neve.packstore import check as packs_check
-from neve.packstore.layout import read_settings
-from neve.packstore.store import check_path
+from neve.packstore.layout import os_errors, read_settings
+from neve.packstore.store import PackStore, check_path
 from neve.registry import parse_address
 from neve.store.nar_nodes import NAR_NODES
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.local import PATH_INFOS, REFERRERS
 from neve.store.services import Services
-from neve.telemetry import NO_PROGRESS, Progress
+from neve.store.wire import decode_path_info, encode_path_info
+from neve.telemetry import LOGGER, NO_PROGRESS, Progress
 from neve.tree import WHOLE_FILE_LIMIT
+
+if TYPE_CHECKING:
+    from neve.proto.neve.admin.protos.rpc_admin_pb2 import VerifyResponse
 
 TABLES = (BLOBS, DIRECTORIES, PATH_INFOS, NAR_NODES, REFERRERS)
 """Every table of an embedded store."""
 
 _SHOWN_PATHS = 10
+_SPOOL_IN_MEMORY = 16 * 1024 * 1024
 
 
 @dataclass
@@ -42,33 +50,79 @@ def verify_store(
 ) -> VerifyReport:
     """Re-hashes all objects and follows every path info to its last blob; changes nothing.
 
-    An embedded store is read pack by pack, anything else from its path infos. With ``nar_hashes``
-    the NAR of each path is rendered too and compared with its path info.
+    An embedded store is read pack by pack, a server verifies itself for those who may administer it,
+    anything else is read from its path infos. With ``nar_hashes`` the NAR of each path is rendered too
+    and compared with its path info.
     """
+    remote = services.remote
+    if remote is not None:
+        report = remote.unless_refused(
+            lambda: _ask(remote.verify(nar_hashes=nar_hashes), progress, remote.url), lambda: None
+        )
+        if report is not None:
+            return report
+        LOGGER.info("%s is not to be administered by us: reading all that its path infos name", remote.url)
     report = VerifyReport()
-    damaged: dict[Digest, str] = {}
-    if services.packs is not None:
-        progress.start(packs_check.pack_bytes(services.packs.path))
-        found = packs_check.verify(services.packs, TABLES, progress.advance)
-        for problem in found.problems:
-            if problem.table in (BLOBS.name, DIRECTORIES.name):
-                damaged[problem.key] = problem.what
-            else:
-                report.problems.append(_describe(problem))
-        objects = ", ".join(f"{count} {name}" for name, count in found.records.items() if count)
-        report.summary = f"read {found.stored_bytes} bytes in {found.frames} frames: {objects or 'nothing'}"
-    paths = _PathCheck(services, damaged, read_blobs=services.packs is None)
+    damaged = {} if services.packs is None else _check_packs(services.packs, report, progress)
+    paths = _PathCheck(services, damaged, progress)
     try:
-        for path_info in services.path_infos:
+        # A verification may take hours, and no server keeps a listing open for so long.
+        path_infos = _spooled(services.path_infos) if services.packs is None else services.path_infos
+        for path_info in path_infos:
+            progress.advance(0, path_info.store_path.base_name)
             paths.check(path_info)
             if nar_hashes:
-                _check_nar(services, path_info, report)
+                _check_nar(services, path_info, report, progress)
     except NeveError as error:
         report.problems.append(f"the path infos cannot be read: {error}")
     report.problems.extend(paths.problems())
     if services.packs is None:
         report.summary = f"read everything that {paths.count} store paths refer to"
     return report
+
+
+def _ask(messages: Iterable[VerifyResponse], progress: Progress, url: str) -> VerifyReport:
+    """What a server tells of itself."""
+    report = VerifyReport()
+    for message in messages:
+        if message.total:
+            progress.start(message.total)
+        if message.advance or message.current:
+            progress.advance(message.advance, message.current)
+        report.problems.extend(message.problems)
+        if message.done:
+            report.summary = message.summary
+            return report
+    raise Unavailable(f"{url}: Verify: the server ended before it was done")
+
+
+def _check_packs(packs: PackStore, report: VerifyReport, progress: Progress) -> dict[Digest, str]:
+    """Which blobs, chunks and Directories are damaged, and how; ``report`` gets what else is."""
+    damaged: dict[Digest, str] = {}
+    progress.start(packs_check.pack_bytes(packs.path))
+    found = packs_check.verify(packs, TABLES, progress.advance)
+    for problem in found.problems:
+        if problem.table in (BLOBS.name, DIRECTORIES.name):
+            damaged[problem.key] = problem.what
+        else:
+            report.problems.append(_describe(problem))
+    objects = ", ".join(f"{count} {name}" for name, count in found.records.items() if count)
+    report.summary = f"read {found.stored_bytes} bytes in {found.frames} frames: {objects or 'nothing'}"
+    return damaged
+
+
+def _spooled(path_infos: Iterable[PathInfo]) -> Iterator[PathInfo]:
+    """The same path infos, once all of them have been read."""
+    with (
+        os_errors("cannot keep the listing for the verification"),
+        tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY) as spool,
+    ):
+        for path_info in path_infos:
+            encoded = encode_path_info(path_info)
+            spool.write(len(encoded).to_bytes(4, "little") + encoded)
+        spool.seek(0)
+        while head := spool.read(4):
+            yield decode_path_info(spool.read(int.from_bytes(head, "little")))
 
 
 def _describe(problem: packs_check.Problem) -> str:
@@ -79,14 +133,19 @@ def _describe(problem: packs_check.Problem) -> str:
     return f"{problem.table} entry {problem.key.hex()}: {problem.what}"
 
 
-def _check_nar(services: Services, path_info: PathInfo, report: VerifyReport) -> None:
+def _check_nar(services: Services, path_info: PathInfo, report: VerifyReport, progress: Progress) -> None:
     if path_info.nar is None:
         return
+    hasher = hashlib.sha256()
+    size = 0
     try:
-        found = services.renderer.hash(path_info.node)
+        for piece in services.renderer.stream(path_info.node):
+            hasher.update(piece)
+            size += len(piece)
+            progress.advance(0)
     except NeveError:
         return  # what is missing or damaged has been reported already
-    if (found.size, found.sha256) != (path_info.nar.size, path_info.nar.sha256):
+    if (size, hasher.digest()) != (path_info.nar.size, path_info.nar.sha256):
         report.problems.append(f"{path_info.store_path}: its path info states another NAR hash or size")
 
 
@@ -98,10 +157,11 @@ class _PathCheck:
 
     _NOTHING: frozenset[Digest] = frozenset()
 
-    def __init__(self, services: Services, damaged: dict[Digest, str], *, read_blobs: bool) -> None:
+    def __init__(self, services: Services, damaged: dict[Digest, str], progress: Progress) -> None:
         self._services = services
+        self._progress = progress
         self._what = dict(damaged)
-        self._read_blobs = read_blobs
+        self._read_blobs = services.packs is None
         self._below: dict[Digest, frozenset[Digest]] = {}
         self._broken: dict[Digest, list[str]] = {digest: [] for digest in damaged}
         self._kinds: dict[Digest, str] = {}
@@ -151,6 +211,7 @@ class _PathCheck:
     def _push(self, stack: list[tuple[Digest, Directory | None, list[Digest]]], digest: Digest) -> None:
         if digest in self._below:
             return
+        self._progress.advance(0)
         try:
             directory = self._services.directories.get(digest)
             what = "is missing"
@@ -205,7 +266,10 @@ class _PathCheck:
         blobs = self._services.blobs
         try:
             if self._read_blobs:
-                size = sum(map(len, blobs.stream(node.digest)))
+                size = 0
+                for piece in blobs.stream(node.digest):
+                    size += len(piece)
+                    self._progress.advance(len(piece))
             else:
                 chunks = blobs.chunks(node.digest) or []
                 size = sum(chunk.size for chunk in chunks)

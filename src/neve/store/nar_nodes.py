@@ -67,14 +67,14 @@ class MemoryNarNodes(NarNodes):
         self._lock = threading.Lock()
 
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
-        hashes = _check(nar, file_sha256)
+        hashes = check_nar(nar, file_sha256)
         with self._lock:
             self._nars.setdefault(node, nar)
             for sha256 in hashes:
                 self._nodes.setdefault(sha256, (node, nar.size))
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
-        return self._nodes.get(_check_hash(sha256))
+        return self._nodes.get(check_nar_hash(sha256))
 
     def nar(self, node: Node) -> Nar | None:
         return self._nars.get(node)
@@ -88,7 +88,7 @@ class LocalNarNodes(NarNodes):
         self._closed = False
 
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
-        hashes = _check(nar, file_sha256)
+        hashes = check_nar(nar, file_sha256)
         encoded = encode_node(node)
         size = _SIZE.pack(nar.size)
         records = [Record(_TAG, _BY_NODE + b3_digest(encoded), size + nar.sha256)]
@@ -101,7 +101,7 @@ class LocalNarNodes(NarNodes):
         self._store.writer.commit(epoch)
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
-        data = self._store.get(NAR_NODES, _BY_HASH + _check_hash(sha256))
+        data = self._store.get(NAR_NODES, _BY_HASH + check_nar_hash(sha256))
         if data is None:
             return None
         try:
@@ -119,14 +119,15 @@ class LocalNarNodes(NarNodes):
             self._store.close()
 
 
-def _check(nar: Nar, file_sha256: bytes | None) -> list[bytes]:
-    """The hashes to remember a NAR by. Raises ``InvalidRequest``."""
+def check_nar(nar: Nar, file_sha256: bytes | None) -> list[bytes]:
+    """The hashes to remember a NAR by. Raises ``InvalidRequest``, also if its size is out of range."""
     if not 0 <= nar.size <= MAX_SIZE:
         raise InvalidRequest(f"NAR size {nar.size} does not fit 64 bits")
-    return [_check_hash(sha256) for sha256 in (nar.sha256, file_sha256) if sha256 is not None]
+    return [check_nar_hash(sha256) for sha256 in (nar.sha256, file_sha256) if sha256 is not None]
 
 
-def _check_hash(sha256: bytes) -> bytes:
+def check_nar_hash(sha256: bytes) -> bytes:
+    """Returns ``sha256`` if it has 32 bytes, else raises ``InvalidRequest`` with the length it has."""
     if len(sha256) != 32:
         raise InvalidRequest(f"NAR hash has {len(sha256)} bytes, must have 32")
     return sha256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from neve.castore.blobs.base import BlobService
@@ -20,6 +21,9 @@ from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes, NarNodes
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 
+if TYPE_CHECKING:
+    from neve.store.remote import RemoteAdmin
+
 
 @dataclass
 class Services:
@@ -32,18 +36,26 @@ class Services:
     size_rule: SizeRule = SizeRule.EXACT
     packs: PackStore | None = None
     """The embedded store behind the services, if all of them lie in one."""
+    remote: RemoteAdmin | None = None
+    """The administration of the server behind the services, if all of them are on one."""
     renderer: NarRenderer = field(init=False)
     nar_calculation: NarCalculation = field(init=False)
 
     def __post_init__(self) -> None:
         self.renderer = NarRenderer(self.blobs, self.directories)
         self.nar_calculation = RenderingNarCalculation(self.renderer, self.nar_nodes)
+        if self.remote is not None:
+            from neve.store.remote import GrpcNarCalculation
+
+            self.nar_calculation = GrpcNarCalculation(self.remote.connection, self.nar_calculation)
 
     def close(self) -> None:
         with contextlib.ExitStack() as closing:  # Each of them, also when another one fails.
             if self.packs is not None:
                 closing.callback(self.packs.close)
                 self.packs = None
+            if self.remote is not None:
+                closing.callback(self.remote.close)
             for service in (self.blobs, self.directories, self.nar_nodes, self.path_infos):
                 closing.callback(service.close)
 
@@ -81,12 +93,32 @@ def open_services(
         packs = None
         if blobs_url == directories_url == path_infos_url and _is_local(blobs_url):
             packs = open_address(parse_address(blobs_url))
+            opened.callback(packs.close)
+        remote = _remote(blobs_url, directories_url, path_infos_url)
         opened.pop_all()
-        return Services(blobs, directories, path_infos, nar_nodes, rule, packs)
+        return Services(blobs, directories, path_infos, nar_nodes, rule, packs, remote)
 
 
 def _is_local(url: str) -> bool:
     return parse_address(url).scheme == "local"
+
+
+def _is_remote(url: str) -> bool:
+    return parse_address(url).scheme.startswith("grpc+")
+
+
+def _remote(*urls: str) -> RemoteAdmin | None:
+    """The administration of the server that all of the addresses name, if it is one."""
+    if not all(map(_is_remote, urls)):
+        return None
+    # Imported for those who need it only: gRPC takes a tenth of a second.
+    from neve.rpc.target import target_of
+    from neve.store.remote import open_admin
+
+    addresses = [parse_address(url) for url in urls]
+    if len({target_of(address).name for address in addresses}) > 1:
+        return None
+    return open_admin(addresses[-1])
 
 
 def _pin_temporary(url: str) -> str:
@@ -101,6 +133,10 @@ def _pin_temporary(url: str) -> str:
 
 
 def _nar_nodes(path_infos_url: str) -> NarNodes:
+    if _is_remote(path_infos_url):
+        from neve.store.remote import GrpcNarNodes, open_admin
+
+        return GrpcNarNodes(open_admin(parse_address(path_infos_url)))
     if not _is_local(path_infos_url):
         return MemoryNarNodes()
     return LocalNarNodes(open_address(parse_address(path_infos_url)))
@@ -108,6 +144,10 @@ def _nar_nodes(path_infos_url: str) -> NarNodes:
 
 def _size_rule(directories_url: str) -> SizeRule:
     """How the sizes of Directories that are made for this service are counted."""
+    if _is_remote(directories_url):
+        # Those who know their services by these names refuse Directories of the other rule.
+        snix = parse_address(directories_url).parameters.get("flavor") == "snix"
+        return SizeRule.SNIX if snix else SizeRule.EXACT
     if not _is_local(directories_url):
         return SizeRule.EXACT
     store = open_address(parse_address(directories_url))

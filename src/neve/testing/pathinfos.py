@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from neve.castore.node import FileNode, SymlinkNode
-from neve.errors import Conflict, InvalidRequest, NotFound, Unsupported
+from neve.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unsupported
 from neve.nix.hashes import CAHash, CAType
 from neve.nix.signing import Signature
 from neve.nix.store_path import StorePath
@@ -51,10 +51,12 @@ def path_info(
 
 
 class PathInfoServiceContract:
-    """What every ``PathInfoService`` does. One that cannot list, delete or tell referrers says so."""
+    """What every ``PathInfoService`` does. One that cannot list, delete, replace or tell referrers says so,
+    or may not."""
 
     can_list = True
     can_delete = True
+    can_replace = True
     can_tell_referrers = True
 
     @pytest.fixture
@@ -157,6 +159,11 @@ class PathInfoServiceContract:
     def test_replacing(self, service: PathInfoService) -> None:
         old = path_info("p", signatures=["old"], references=[store_path("a"), store_path("b")])
         new = path_info("p", contents="new", signatures=["new"], references=[store_path("b")])
+        if not self.can_replace:
+            with pytest.raises((Unsupported, PermissionDenied)):
+                service.put(new, replace=True)
+            assert service.get(new.digest) is None
+            return
         assert service.put(new, replace=True) == new
         assert service.put(old, replace=True) == old
         assert service.put(new, replace=True) == new
@@ -180,7 +187,7 @@ class PathInfoServiceContract:
 
     def test_listing(self, service: PathInfoService) -> None:
         if not self.can_list:
-            with pytest.raises(Unsupported):
+            with pytest.raises((Unsupported, PermissionDenied)):
                 service.list()
             return
         assert list(service.list()) == []
@@ -216,7 +223,7 @@ class PathInfoServiceContract:
         service.put(kept)
         service.put(gone)
         if not self.can_delete:
-            with pytest.raises(Unsupported):
+            with pytest.raises((Unsupported, PermissionDenied)):
                 service.delete_many([gone.digest])
             return
         assert service.delete_many([]) == 0
@@ -239,7 +246,7 @@ class PathInfoServiceContract:
         for info in infos:
             service.put(info)
         if not self.can_tell_referrers:
-            with pytest.raises(Unsupported):
+            with pytest.raises((Unsupported, PermissionDenied)):
                 service.referrers(a.digest)
             return
         assert list(service.referrers(a.digest)) == sorted(info.digest for info in infos[:3])

@@ -3,5 +3,6 @@
 base.py     the interface
 memory.py   a dict
 local.py    the embedded store
+grpc.py     a server
 urls.py     addresses
 """

@@ -10,5 +10,8 @@ PATH_INFO_SERVICES: Schemes[PathInfoService] = Schemes(
     {
         "memory": "neve.store.pathinfos.memory:open_memory",
         "local": "neve.store.pathinfos.local:open_local",
+        "grpc+unix": "neve.store.pathinfos.grpc:open_grpc",
+        "grpc+http": "neve.store.pathinfos.grpc:open_grpc",
+        "grpc+https": "neve.store.pathinfos.grpc:open_grpc",
     },
 )
