@@ -1,0 +1,108 @@
+"""One process of the daemon: its handlers, its health, how it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from neve.errors import Unavailable
+from neve.server.calls import Calls
+from neve.server.handlers import ServiceHandlers
+from neve.server.limits import Limits
+from neve.server.reflection import add_reflection
+from neve.store.services import Services
+
+_KEEPALIVE_MS = 30_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+_MIN_PING_INTERVAL_MS = 10_000
+"""Clients may ask this often whether the connection lives, also while no call is open."""
+
+
+class Binding(NamedTuple):
+    """Where a process listens."""
+
+    address: str
+    """As gRPC takes it: ``unix:/path`` or ``host:port``."""
+    credentials: grpc.ServerCredentials | None = None
+    """For TLS."""
+    admin: bool = False
+    """Whether whoever connects here may administer the store."""
+
+
+class Daemon:
+    """The gRPC servers of one process over one store. Belongs to one event loop.
+
+    ``stop`` must be awaited, and does not close the store.
+    """
+
+    def __init__(self, services: Services, limits: Limits | None = None, *, read_only: bool = False) -> None:
+        self._limits = limits or Limits()
+        self._calls = Calls(self._limits)
+        self._handlers = ServiceHandlers(services, self._calls, read_only=read_only)
+        self._health = health.aio.HealthServicer()
+        self._servers: list[grpc.aio.Server] = []
+        self._pacing: asyncio.Task[None] | None = None
+
+    async def start(self, bindings: Sequence[Binding]) -> list[int]:
+        """Listens; returns the port of each binding (1 for a socket). Raises ``Unavailable`` naming it."""
+        self._pacing = asyncio.create_task(self._calls.pace())
+        ports: dict[Binding, int] = {}
+        for admin in (False, True):
+            chosen = [binding for binding in bindings if binding.admin is admin]
+            if chosen:
+                ports |= await self._start_server(chosen, admin)
+        return [ports[binding] for binding in bindings]
+
+    async def _start_server(self, bindings: Sequence[Binding], admin: bool) -> dict[Binding, int]:
+        server = grpc.aio.server(options=_options(self._limits))
+        self._servers.append(server)
+        names = self._handlers.register(server, admin=admin)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        add_reflection(server, names)
+        ports = {binding: _listen(server, binding) for binding in bindings}
+        await server.start()
+        for name in ["", *names]:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return ports
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Refuses new calls and answers NOT_SERVING while those in flight finish, for ``grace`` seconds
+        at most (None: however long it takes); then ends."""
+        self._calls.draining = True
+        await self._health.enter_graceful_shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._calls.drained()
+        for server in self._servers:
+            await server.stop(0)
+        if self._pacing is not None:
+            self._pacing.cancel()
+        await asyncio.to_thread(self._calls.close)
+
+
+def _listen(server: grpc.aio.Server, binding: Binding) -> int:
+    try:
+        if binding.credentials is None:
+            return server.add_insecure_port(binding.address)
+        return server.add_secure_port(binding.address, binding.credentials)
+    except RuntimeError as error:
+        raise Unavailable(f"cannot listen on {binding.address}: {error}") from error
+
+
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+        ("grpc.so_reuseport", 1),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 1 << 20),
+    ]

@@ -1,0 +1,405 @@
+"""A call's way through the server: counted, paced, its work done in threads, errors to statuses.
+
+Handlers are coroutines, so an open stream costs no thread. What they do with the store is synchronous
+and runs in a pool, a full group at a time; commits, which mostly wait for the disk, have a pool of
+their own, large enough for many uploads to share one sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
+
+from neve.errors import InvalidRequest, LimitExceeded, NeveError, Unavailable
+from neve.rpc.methods import Deserializer, Method, methods_of
+from neve.rpc.status import ERROR_TRAILER, shortened, status_of
+from neve.server.limits import Limits
+from neve.telemetry import LOGGER
+
+T = TypeVar("T")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_WORKERS = 8
+_COMMITTERS = 128
+"""Uploads whose commits may share a sync; a thread each, for as long as the sync takes."""
+
+_CHECKS_A_WINDOW = 10
+_DRAIN_CHECK_SECONDS = 0.02
+_END: Any = object()
+
+
+class Stream:
+    """An open stream: what has moved on it, for the pacing."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.task = task
+        self.moved = 0
+        """Bytes moved since ``since``."""
+        self.since = time.monotonic()
+        self.busy = 0
+        """Above 0 while the server works for it: then it is not the client's turn."""
+        self.expired = False
+        self.pulls: list[_Pull[Any]] = []
+        """What makes the messages of its answer."""
+
+
+class Calls:
+    """All calls of one process. Belongs to the event loop that it is used in."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.draining = False
+        self.room = Room(limits.max_held_bytes)
+        self.active = 0
+        self._streams: dict[asyncio.Task[Any], Stream] = {}
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-work")
+        self._ingesters = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-ingest")
+        self._committers = ThreadPoolExecutor(_COMMITTERS, thread_name_prefix="neve-commit")
+
+    # What handlers use.
+
+    async def work(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs ``function`` in a thread. If the call is cancelled, waits for the thread all the same."""
+        return await self._run(self._workers, function, *arguments)
+
+    async def ingest(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Like ``work``, for what compresses and writes: whoever only asks does not wait behind it."""
+        return await self._run(self._ingesters, function, *arguments)
+
+    async def commit(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Like ``work``, for what waits for the disk."""
+        return await self._run(self._committers, function, *arguments)
+
+    async def _run(self, pool: Executor, function: Callable[..., T], *arguments: Any) -> T:
+        future = asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+        if self._stream() is None:
+            return await _settled(future)
+        with self.busy():
+            return await _settled(future)
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """While the server works for a stream, it is not the client's turn to be quick."""
+        stream = self._stream()
+        if stream is None:
+            yield
+            return
+        stream.busy += 1
+        try:
+            yield
+        finally:
+            stream.busy -= 1
+            stream.since = time.monotonic()
+
+    def _stream(self) -> Stream | None:
+        task = asyncio.current_task()
+        return None if task is None else self._streams.get(task)
+
+    def moved(self, size: int) -> None:
+        """Notes that ``size`` bytes came or went on the stream of this call."""
+        if (stream := self._stream()) is not None:
+            stream.moved += size
+
+    async def received(self, context: Context) -> None:
+        """To be awaited when the messages of an upload have ended, before anything is made of them.
+
+        The library lets a broken stream end like a complete one. Sending fails on a broken one, so this
+        sends what could wait for the answer. Raises ``CancelledError``.
+        """
+        try:
+            await context.send_initial_metadata(())
+        except Exception as error:
+            raise asyncio.CancelledError("the stream is broken") from error
+
+    def pull(self, items: Iterator[T]) -> AsyncIterator[T]:
+        """The items of a synchronous iterator, made in threads, the next one while one is being sent.
+
+        Ends when the call does, at the latest.
+        """
+        stream = self._stream()
+        assert stream is not None, "only streams are pulled"
+        pull = _Pull(self, self._workers, items)
+        stream.pulls.append(pull)
+        return pull
+
+    # The way of a call.
+
+    def handler(
+        self, service: ServiceDescriptor, implementation: object, names: Sequence[str] = ()
+    ) -> Sequence[grpc.GenericRpcHandler]:
+        """Handlers of a service under each of ``names`` (default: its own).
+
+        The implementation has a coroutine by the name of each method, which takes a message (or an
+        asynchronous iterator of them) and the context, and answers with a message, or writes those of a
+        stream to the context. Its ``raw_requests`` and ``raw_responses`` name the methods that take or
+        give bytes instead of messages.
+        """
+        return [
+            grpc.method_handlers_generic_handler(
+                name,
+                {
+                    method.name: self._method(method, implementation)
+                    for method in methods_of(service, name).values()
+                },
+            )
+            for name in (names or (service.full_name,))
+        ]
+
+    def _method(self, method: Method, implementation: object) -> grpc.RpcMethodHandler[Any, Any]:
+        behaviour = getattr(implementation, method.name)
+        raw_requests = method.name in getattr(implementation, "raw_requests", ())
+        raw_responses = method.name in getattr(implementation, "raw_responses", ())
+        make: Any = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[method.client_streaming, method.server_streaming]
+        streams = method.client_streaming or method.server_streaming
+        # What is no message is refused like any other request: a single one is read under the guard, those
+        # of a stream are read where the behaviour, which is under it, asks for them.
+        read: Deserializer | None = None if raw_requests else _reader(method)
+        reading = None if method.client_streaming else read
+        result: grpc.RpcMethodHandler[Any, Any] = make(
+            self._guarded(behaviour, method.path, streams, reading),
+            request_deserializer=None if reading is not None else read,
+            response_serializer=None if raw_responses else method.response.SerializeToString,
+        )
+        return result
+
+    def _guarded(
+        self,
+        behaviour: Callable[[Any, Context], Awaitable[T]],
+        path: str,
+        streams: bool,
+        read: Deserializer | None,
+    ) -> Callable[[Any, Context], Awaitable[T]]:
+        """The handler: counts the call, paces it if it is a stream, makes statuses of what it raises."""
+        run = self._paced(behaviour) if streams else behaviour
+
+        async def call(request: Any, context: Context) -> T:
+            self.active += 1
+            try:
+                if self.draining or self.active > self.limits.max_concurrent_calls:
+                    raise self._refusal()
+                return await run(request if read is None else read(request), context)
+            except NeveError as error:
+                failure = error
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception as error:
+                LOGGER.exception("%s failed", path)
+                details = shortened(f"internal error: {type(error).__name__}: {error}")
+                await context.abort(grpc.StatusCode.INTERNAL, details)
+            finally:
+                self.active -= 1
+            await _abort(context, failure)
+            raise AssertionError("an aborted call goes on")
+
+        return call
+
+    def _paced(
+        self, behaviour: Callable[[Any, Context], Awaitable[T]]
+    ) -> Callable[[Any, Context], Awaitable[T]]:
+        async def call(request: Any, context: Context) -> T:
+            task = asyncio.current_task()
+            assert task is not None
+            stream = self._streams[task] = Stream(task)
+            try:
+                return await behaviour(request, context)
+            except asyncio.CancelledError:
+                if stream.expired:
+                    raise self._too_slow() from None
+                raise
+            finally:
+                del self._streams[task]
+                for pull in stream.pulls:
+                    await pull.close()
+
+        return call
+
+    def _refusal(self) -> NeveError:
+        """Why no more calls are taken."""
+        if self.draining:
+            return Unavailable("the server is shutting down")
+        return LimitExceeded(
+            f"{self.limits.max_concurrent_calls} calls are open, no more are taken (max_concurrent_calls)"
+        )
+
+    # Pacing.
+
+    async def pace(self) -> None:
+        """Ends streams that do not move; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(self.limits.stream_idle_seconds / _CHECKS_A_WINDOW)
+            now = time.monotonic()
+            for stream in list(self._streams.values()):
+                if stream.busy or now - stream.since < self.limits.stream_idle_seconds:
+                    continue
+                if stream.moved < self.limits.min_stream_bytes:
+                    stream.expired = True
+                    stream.task.cancel()
+                stream.moved, stream.since = 0, now
+
+    def _too_slow(self) -> LimitExceeded:
+        return LimitExceeded(
+            f"less than {self.limits.min_stream_bytes} bytes moved on this stream in "
+            f"{self.limits.stream_idle_seconds:g} s (stream_idle_seconds, min_stream_bytes)"
+        )
+
+    async def drained(self) -> None:
+        """Returns when no call is open."""
+        while self.active:
+            await asyncio.sleep(_DRAIN_CHECK_SECONDS)
+
+    def close(self) -> None:
+        """Ends the threads, once no call is left: waits for those that have been cancelled and still
+        have something to clear up. Not to be called in the event loop's thread."""
+        while self.active:
+            time.sleep(_DRAIN_CHECK_SECONDS)
+        self._workers.shutdown()
+        self._ingesters.shutdown()
+        self._committers.shutdown()
+
+
+class Room:
+    """The bytes that all uploads together may hold while they wait for a thread, or for the disk.
+
+    Only what is sure to be worked on may be held here: then room is always made, whatever clients do.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._held = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self, size: int) -> None:
+        """Returns when there is room for ``size`` bytes; if that is more than all, when all is free."""
+        while self._held and self._held + size > self._size:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            finally:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+        self._held += size
+
+    def give(self, size: int) -> None:
+        """Frees ``size`` bytes that were taken."""
+        self._held -= size
+        # All of them look again: the first may want more than there is now.
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+
+
+class Behind:
+    """Work on a stream that is done while the next message is received: one piece at a time."""
+
+    def __init__(self, calls: Calls, stop: Callable[[], None] | None = None) -> None:
+        """``stop`` is called when the call is cancelled: a long piece then may end early."""
+        self._calls = calls
+        self._stop = stop
+        self._running: asyncio.Task[Any] | None = None
+
+    async def put(self, size: int, function: Callable[..., object], *arguments: Any) -> None:
+        """Begins the next piece, of ``size`` bytes, when the last one is done and there is room. Raises
+        what the last one raised."""
+        await self.settle()
+        with self._calls.busy():
+            await self._calls.room.take(size)
+        self._running = asyncio.create_task(self._one(size, function, *arguments))
+
+    async def _one(self, size: int, function: Callable[..., object], *arguments: Any) -> None:
+        try:
+            await self._calls.ingest(function, *arguments)
+        finally:
+            self._calls.room.give(size)
+
+    async def settle(self) -> None:
+        """Returns when nothing is being done. Raises what the last piece raised."""
+        running, self._running = self._running, None
+        if running is not None:
+            with self._calls.busy():
+                await _settled(running, self._stop)
+
+    async def give_up(self) -> None:
+        """Waits for the last piece; what it raised does not matter any more."""
+        with contextlib.suppress(Exception):
+            await self.settle()
+
+
+class _Pull(AsyncIterator[T]):
+    """See ``Calls.pull``."""
+
+    def __init__(self, calls: Calls, pool: Executor, items: Iterator[T]) -> None:
+        self._calls = calls
+        self._pool = pool
+        self._items = items
+        self._next: asyncio.Future[T] | None = None
+
+    async def __anext__(self) -> T:
+        if self._next is None:
+            self._next = self._run(next, self._items, _END)
+        with self._calls.busy():
+            item = await _settled(self._next)
+        if item is _END:
+            raise StopAsyncIteration
+        self._next = self._run(next, self._items, _END)
+        return item
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    async def close(self) -> None:
+        """Ends the iterator, when nobody is at work on it."""
+        if self._next is not None:
+            with contextlib.suppress(BaseException):
+                await _settled(self._next)
+        if (close := getattr(self._items, "close", None)) is not None:
+            await _settled(self._run(close))
+
+
+def _reader(method: Method) -> Deserializer:
+    """Reads a request. Raises ``InvalidRequest`` if it is none."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return method.request.FromString(data)
+        except DecodeError as error:
+            raise InvalidRequest(f"{method.name}: {error}") from error
+
+    return read
+
+
+async def _settled(future: asyncio.Future[T], stop: Callable[[], None] | None = None) -> T:
+    """The future's result. A cancellation waits for its end, so that nobody closes what it works on."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if stop is not None:
+            stop()
+        while not future.done():
+            with contextlib.suppress(BaseException):
+                await asyncio.shield(future)
+        if not future.cancelled():
+            future.exception()  # Seen: nobody is told of it.
+        raise
+
+
+async def _abort(context: Context, error: NeveError) -> None:
+    status = status_of(error)
+    trailers = ((ERROR_TRAILER, status.kind),) if status.kind else ()
+    await context.abort(status.code, status.details, trailers)
