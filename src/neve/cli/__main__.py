@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process); returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logs.configure(logging.INFO, as_json=False)
+    # Its library would log lines of its own, for instance when a server goes.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if argv is None:
         _tune_memory()
     try:
