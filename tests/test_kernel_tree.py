@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,3 +59,31 @@ def test_a_kernel_tree(tree: Path, tmp_path: Path) -> None:
     assert run("du -s --block-size=1M store").split()[0] == before
     run(f"{neve} verify {store} --nars")
     run(f"{neve} verify {store} --rebuild-index")
+
+
+def test_a_kernel_tree_through_a_daemon(tree: Path, tmp_path: Path) -> None:
+    neve = f"{sys.executable} -m neve.cli"
+    served, embedded = f"grpc+unix://{tmp_path}/socket", f"local://{tmp_path}/embedded"
+    command = [*neve.split(), "daemon", "-l", f"{tmp_path}/socket", "--workers", "2"]
+    with subprocess.Popen([*command, "--store", f"local://{tmp_path}/served"]) as daemon:
+        try:
+            while not (tmp_path / "socket").exists():
+                assert daemon.poll() is None
+                time.sleep(0.05)
+            path = output_of(*neve.split(), "import", tree, "--store", served)
+            assert path == output_of(*neve.split(), "import", tree, "--store", embedded)
+            dump = f"set -o pipefail; {neve} nar export {path} --store"
+            assert output_of("bash", "-c", f"{dump} {served} | sha256sum") == output_of(
+                "bash", "-c", f"{dump} {embedded} | sha256sum"
+            )
+            output_of(*neve.split(), "export", path, tmp_path / "exported", "--store", served)
+            output_of("diff", "-r", "--no-dereference", tree, tmp_path / "exported")
+        finally:
+            daemon.terminate()
+    assert daemon.returncode == 0
+    # What was packed by the client lies in the store as if it had been packed there.
+    sizes = [
+        int(output_of("du", "-s", "--block-size=1M", tmp_path / s).split()[0]) for s in ("served", "embedded")
+    ]
+    assert sizes[0] < sizes[1] * 1.05
+    output_of(*neve.split(), "verify", "--store", f"local://{tmp_path}/served")
