@@ -20,9 +20,8 @@ from neve.castore.blobs.local_write import (
     LIST,
     LocalBlobBatch,
     LocalBlobWriter,
-    PackThreads,
-    worker_count,
 )
+from neve.castore.blobs.pack_threads import PackThreads, worker_count
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest, format_digest
 from neve.errors import Corrupt, NotFound
 from neve.packstore.address import open_address

@@ -12,17 +12,17 @@ A chunk that is put as a blob is stored again under the higher tag, so that it i
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
 
 from blake3 import blake3
 
 from neve.castore.blobs.base import BlobBatch, BlobWriter, Chunk
 from neve.castore.blobs.bundle import Bundle
 from neve.castore.blobs.chunks import Chunker, encode_chunk_list
+from neve.castore.blobs.pack_threads import PackThreads
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest
 from neve.errors import Corrupt, InvalidRequest, Unavailable
 from neve.packstore.frames import FRAME_TARGET, Packed, Record
@@ -34,7 +34,6 @@ CHUNK, BLOB, LIST = 1, 2, 3
 _TABLE_ID = 1
 _MAX_GROUP = 1024
 _MAX_QUEUED_GROUPS = 6
-_MAX_WAITING_GROUPS = 24
 _WRITE_BLOCK = 1024 * 1024
 
 
@@ -49,54 +48,6 @@ def _proves(tag: int, key: bytes, data: bytes) -> bool:
 
 
 BLOBS = Table(_TABLE_ID, "blobs", _proves)
-
-
-def worker_count() -> int:
-    """Threads that compress or decompress."""
-    return max(2, min(4, (os.cpu_count() or 1) - 1))
-
-
-class PackThreads:
-    """The threads that compress for all batches of one service; they live while one of those uses them.
-
-    However many batches there are, a bounded number of groups waits: that bounds memory.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._pool: ThreadPoolExecutor | None = None
-        self._room = threading.BoundedSemaphore(_MAX_WAITING_GROUPS)
-
-    def enter(self) -> None:
-        """Must come before the first ``submit`` of a batch."""
-        with self._lock:
-            self._users += 1
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(worker_count(), thread_name_prefix="neve-pack")
-
-    def leave(self) -> None:
-        """The end of a batch that entered. With the last one the threads end."""
-        with self._lock:
-            self._users -= 1
-            pool = None
-            if not self._users:
-                pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown()
-
-    def submit(self, function: Callable[[list[Record]], None], group: list[Record]) -> Future[None]:
-        """Has a thread run ``function`` on ``group``; waits while too many groups are waiting."""
-        self._room.acquire()
-        try:
-            assert self._pool is not None
-            future = self._pool.submit(function, group)
-        except BaseException:
-            self._room.release()
-            raise
-        # Also called when the future is cancelled.
-        future.add_done_callback(lambda _: self._room.release())
-        return future
 
 
 class LocalBlobBatch(BlobBatch):
