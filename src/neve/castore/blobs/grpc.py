@@ -24,6 +24,7 @@ from neve.castore.blobs.bundle import split_digests
 from neve.castore.blobs.chunks import BytesReader
 from neve.castore.blobs.grpc_batch import RemoteBatch
 from neve.castore.blobs.grpc_read import FileReader, RemoteChunkReader, RemoteReads
+from neve.castore.blobs.writing import GatheringWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest, format_digest
 from neve.castore.wire import encode_blob_chunk
 from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, Unsupported
@@ -273,45 +274,19 @@ def _pieces(data: bytes, size: int) -> Iterator[bytes]:
         yield data[start : start + size]
 
 
-class _UploadingWriter(BlobWriter):
+class _UploadingWriter(GatheringWriter):
     """One blob by the standard call, which begins with the first full message."""
 
     def __init__(self, connection: Connection) -> None:
+        super().__init__(_MESSAGE_BYTES)
         self._connection = connection
         self._hasher = blake3()
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
         self._upload: Upload | None = None
-        self._digest: Digest | None = None
-        self._state = "open"
 
-    def write(self, data: bytes) -> int:
-        self._check_open()
-        self._pending.append(bytes(data))
-        self._pending_bytes += len(data)
-        if self._pending_bytes >= _MESSAGE_BYTES:
-            self._guarded(self._send)
-        return len(data)
-
-    def _check_open(self) -> None:
-        if self._state == "failed":
-            raise InvalidRequest("the blob writer was previously closed with an error")
-        if self._state != "open":
-            raise InvalidRequest(f"the blob writer is {self._state}")
-
-    def _guarded(self, function: Callable[[], T]) -> T:
-        try:
-            return function()
-        except BaseException:
-            self._end("failed")
-            raise
-
-    def _send(self) -> None:
-        pieces, size = self._pending, self._pending_bytes
-        self._pending, self._pending_bytes = [], 0
+    def _take(self, pieces: list[bytes]) -> None:
         if self._upload is None:
             self._upload = self._connection.upload(BLOBS, "Put", raw=True)
-        if size > 2 * _MESSAGE_BYTES:
+        if sum(map(len, pieces)) > 2 * _MESSAGE_BYTES:
             messages = [[part] for piece in pieces for part in _pieces(piece, _MESSAGE_BYTES)]
         else:
             messages = [pieces] if pieces else []
@@ -320,16 +295,8 @@ class _UploadingWriter(BlobWriter):
                 self._hasher.update(part)
             self._upload.send(encode_blob_chunk(parts))
 
-    def close(self) -> Digest:
-        if self._digest is not None:
-            return self._digest
-        self._check_open()
-        self._digest = self._guarded(self._finish)
-        self._state = "closed"
-        return self._digest
-
     def _finish(self) -> Digest:
-        self._send()
+        self._take(self._rest())
         assert self._upload is not None
         answer = self._upload.finish().digest
         digest: Digest = self._hasher.digest()
@@ -339,14 +306,8 @@ class _UploadingWriter(BlobWriter):
             )
         return digest
 
-    def abandon(self) -> None:
-        if self._state == "open":
-            self._end("abandoned")
-
-    def _end(self, state: str) -> None:
-        self._state = state
-        self._pending = []
-        if self._upload is not None:
+    def _release(self) -> None:
+        if self._upload is not None and self._state != "closed":
             self._upload.cancel()
 
 

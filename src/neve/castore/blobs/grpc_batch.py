@@ -17,6 +17,7 @@ from neve.castore.blobs.base import BlobBatch, BlobWriter
 from neve.castore.blobs.bundle import Bundle, bundle_message, bundles
 from neve.castore.blobs.chunks import Chunker
 from neve.castore.blobs.grpc_read import BATCHES, RemoteReads, chosen, has_batches
+from neve.castore.blobs.writing import GatheringWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, check_digest
 from neve.errors import InvalidRequest, Unavailable
 from neve.proto.neve.castore.protos import rpc_batch_pb2
@@ -211,49 +212,27 @@ class RemoteBatch(BlobBatch):
         self._fallback.close()
 
 
-class _BatchWriter(BlobWriter):
+class _BatchWriter(GatheringWriter):
     """Writes one blob of any length: whole if it stays small, else the chunks that the server misses.
 
     As long as the server has all of them nothing is sent: at the end it may have the blob too.
     """
 
     def __init__(self, batch: RemoteBatch, number: int) -> None:
+        super().__init__(_WRITE_BLOCK)
         self._batch = batch
         self._number = number
         self._hasher = blake3()
-        self._block: list[bytes] = []
-        self._block_bytes = 0
         self._chunker: Chunker | None = None
         self._known: list[Digest] = []
         self._sent = False
-        self._digest: Digest | None = None
-        self._state = "open"
 
-    def write(self, data: bytes) -> int:
-        self._check_open()
-        self._block.append(bytes(data))
-        self._block_bytes += len(data)
-        if self._block_bytes >= _WRITE_BLOCK:
-            self._guarded(self._cut)
-        return len(data)
+    def _take(self, pieces: list[bytes]) -> None:
+        self._batch.guarded(lambda: self._cut(pieces))
 
-    def _check_open(self) -> None:
-        if self._state == "failed":
-            raise InvalidRequest("the blob writer was previously closed with an error")
-        if self._state != "open":
-            raise InvalidRequest(f"the blob writer is {self._state}")
-
-    def _guarded(self, function: Callable[[], T]) -> T:
-        try:
-            return self._batch.guarded(function)
-        except BaseException:
-            self._state = "failed"
-            raise
-
-    def _cut(self) -> None:
+    def _cut(self, pieces: list[bytes]) -> None:
         if self._chunker is None:
             self._chunker = Chunker()
-        pieces, self._block, self._block_bytes = self._block, [], 0
         for piece in pieces:
             self._hasher.update(piece)
         self._submit(self._chunker.feed(pieces))
@@ -298,18 +277,13 @@ class _BatchWriter(BlobWriter):
             self._batch.send(message)
             self._sent = True
 
-    def close(self) -> Digest:
-        if self._digest is not None:
-            return self._digest
-        self._check_open()
-        self._digest = self._guarded(self._finish)
-        self._state = "closed"
-        return self._digest
-
     def _finish(self) -> Digest:
+        return self._batch.guarded(self._send_rest)
+
+    def _send_rest(self) -> Digest:
         if self._chunker is None and self._block_bytes <= WHOLE_FILE_LIMIT:
-            return self._batch.put_many([b"".join(self._block)])[0]
-        self._cut()
+            return self._batch.put_many([b"".join(self._rest())])[0]
+        self._cut(self._rest())
         assert self._chunker is not None
         self._submit(self._chunker.finish())
         digest: Digest = self._hasher.digest()
@@ -323,9 +297,9 @@ class _BatchWriter(BlobWriter):
             message.parts.add(writer=self._number, end=digest)
             self._send(message)
 
-    def abandon(self) -> None:
-        if self._state == "open":
-            self._state = "abandoned"
-            self._block, self._known, self._chunker = [], [], None
-            if self._sent:
-                self._batch.give_up(self._number)
+    def _release(self) -> None:
+        if self._state == "closed":
+            return  # What it has submitted is sent when its turn comes.
+        self._known, self._chunker = [], None
+        if self._state == "abandoned" and self._sent:
+            self._batch.give_up(self._number)

@@ -23,6 +23,7 @@ from neve.castore.blobs.base import BlobBatch, BlobWriter, Chunk
 from neve.castore.blobs.bundle import Bundle
 from neve.castore.blobs.chunks import Chunker, encode_chunk_list
 from neve.castore.blobs.pack_threads import PackThreads
+from neve.castore.blobs.writing import GatheringWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest
 from neve.errors import Corrupt, InvalidRequest, Unavailable
 from neve.packstore.frames import FRAME_TARGET, Packed, Record
@@ -247,46 +248,27 @@ class LocalBlobBatch(BlobBatch):
         self._staging.clear()
 
 
-class LocalBlobWriter(BlobWriter):
+class LocalBlobWriter(GatheringWriter):
     """Writes one blob of any length: whole if it stays small, else chunk by chunk."""
 
     def __init__(self, batch: LocalBlobBatch, *, owns_batch: bool) -> None:
+        super().__init__(_WRITE_BLOCK)
         self._batch = batch
         self._owns_batch = owns_batch
         self._hasher = blake3()
-        self._block: list[bytes] = []
-        self._block_bytes = 0
         self._chunker: Chunker | None = None
         self._chunks: list[Chunk] = []
-        self._digest: Digest | None = None
-        self._state = "open"
 
-    def write(self, data: bytes) -> int:
-        self._check_open()
-        self._block.append(bytes(data))
-        self._block_bytes += len(data)
-        if self._block_bytes >= _WRITE_BLOCK:
-            with _failing(self):
-                self._cut()
-        return len(data)
-
-    def _check_open(self) -> None:
-        if self._state == "failed":
-            raise InvalidRequest("the blob writer was previously closed with an error")
-        if self._state != "open":
-            raise InvalidRequest(f"the blob writer is {self._state}")
-
-    def _cut(self) -> None:
+    def _take(self, pieces: list[bytes]) -> None:
         if self._chunker is None:
             self._chunker = Chunker()
-        pieces, self._block, self._block_bytes = self._block, [], 0
         for piece in pieces:
             self._hasher.update(piece)
         self._chunks += self._batch.put_chunks(self._chunker.feed(pieces))
 
     def write_bundle(self, chunks: Bundle) -> None:
         self._check_open()
-        with _failing(self):
+        with self._failing():
             if not all(0 < size <= WHOLE_FILE_LIMIT for size in chunks.sizes):
                 raise InvalidRequest(f"a chunk must have 1 to {WHOLE_FILE_LIMIT} bytes")
             contents = chunks.contents()
@@ -298,27 +280,20 @@ class LocalBlobWriter(BlobWriter):
     def _end_chunk(self) -> None:
         """Makes a chunk end here."""
         if self._block:
-            self._cut()
+            self._take(self._rest())
         if self._chunker is not None:
             self._chunks += self._batch.put_chunks(self._chunker.finish())
             self._chunker = None
 
-    def close(self) -> Digest:
-        if self._digest is not None:
-            return self._digest
-        self._check_open()
-        with _failing(self):
-            digest = self._finish()
-            if self._owns_batch:
-                self._batch.commit()
-        self._digest, self._state = digest, "closed"
+    def _finish(self) -> Digest:
+        digest = self._stored()
         if self._owns_batch:
-            self._batch.close()
+            self._batch.commit()
         return digest
 
-    def _finish(self) -> Digest:
+    def _stored(self) -> Digest:
         if self._chunker is None and not self._chunks and self._block_bytes <= WHOLE_FILE_LIMIT:
-            return self._batch.put_many([b"".join(self._block)])[0]
+            return self._batch.put_many([b"".join(self._rest())])[0]
         self._end_chunk()
         digest = self._hasher.digest()
         if len(self._chunks) == 1:
@@ -327,26 +302,7 @@ class LocalBlobWriter(BlobWriter):
         self._batch.put_list(digest, self._chunks)
         return digest
 
-    def abandon(self) -> None:
-        if self._state == "open":
-            self.give_up("abandoned")
-
-    def give_up(self, state: str) -> None:
-        self._state = state
-        self._block, self._chunks, self._chunker = [], [], None
+    def _release(self) -> None:
+        self._chunks, self._chunker = [], None
         if self._owns_batch:
             self._batch.close()
-
-
-class _failing:  # noqa: N801 - reads as a statement
-    """Marks a writer as failed if the block raises."""
-
-    def __init__(self, writer: LocalBlobWriter) -> None:
-        self._writer = writer
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._writer.give_up("failed")
