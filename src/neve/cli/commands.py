@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from neve import __version__
-from neve.cli import ingest, inspect, logs, maintain
+from neve.cli import daemon, ingest, inspect, logs, maintain
 
 
 @click.group(
@@ -64,3 +64,5 @@ nar.add_command(ingest.nar_import)
 archive.add_command(ingest.archive_import)
 for command in (inspect.ls, inspect.cat, inspect.export, inspect.path_info, inspect.stats, maintain.verify):
     cli.add_command(command)
+cli.add_command(daemon.daemon)
+cli.add_command(daemon.daemon_worker)

@@ -1,0 +1,244 @@
+"""The processes that serve for a daemon: started, watched, started again, stopped.
+
+Processes are spawned, never forked: neither gRPC nor LMDB survives a fork. What a worker is told and
+what it reports is described in ``process``, where its side is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from neve.errors import InvalidRequest, Unavailable
+from neve.registry import parse_address
+from neve.server.stopping import OVERTIME_SECONDS
+from neve.telemetry import LOGGER
+
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 5.0
+_HEALTHY_SECONDS = 10.0
+"""A worker that served for so long is started again without much delay."""
+
+
+class Worker:
+    """One process. ``name`` is unique in its parent."""
+
+    def __init__(self, slot: int, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.slot = slot
+        self.name = name
+        self.process = process
+        self.ready_since: float | None = None
+        self.failure: str | None = None
+        """Why it does not start, in its own words."""
+
+    def __str__(self) -> str:
+        return f"worker {self.slot + 1} (pid {self.process.pid})"
+
+    def end(self) -> str:
+        """How it ended, for the log."""
+        code = self.process.returncode
+        if self.failure is not None:
+            return f"does not start: {self.failure}"
+        if code < 0:
+            return f"was ended by {_signal_name(-code)}"
+        return f"ended with exit code {code}" + ("" if self.ready_since else " before it was ready")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class _Event(NamedTuple):
+    """What a worker reports; None: it has ended."""
+
+    worker: Worker
+    report: Mapping[str, Any] | None
+
+
+class Workers:
+    """A number of workers that do the same. To be used from one thread, but for ``request_stop`` and
+    ``kill``."""
+
+    def __init__(
+        self,
+        count: int,
+        command: Sequence[str],
+        configuration: Callable[[str], Mapping[str, Any]],
+        *,
+        ready: Callable[[Worker], None],
+        gone: Callable[[Worker], None],
+    ) -> None:
+        """``configuration`` says what to tell a worker by its name, as JSON; ``ready`` and ``gone`` are
+        called when one has begun to serve, and when it takes no new clients or has ended (twice,
+        maybe)."""
+        self._count = count
+        self._command = command
+        self._configuration = configuration
+        self._ready = ready
+        self._gone = gone
+        self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
+        self._workers: dict[int, Worker] = {}
+        self._due: dict[int, float] = {}
+        """When the next worker of a slot is to be started."""
+        self._delays = [_FIRST_DELAY_SECONDS] * count
+        self._started = 0
+
+    def request_stop(self) -> None:
+        """Makes ``start`` and ``supervise`` return. From any thread or signal handler."""
+        self._events.put(None)
+
+    def kill(self) -> None:
+        """Ends all of them at once. From any thread or signal handler."""
+        for worker in list(self._workers.values()):
+            worker.process.kill()
+
+    def start(self) -> bool:
+        """Starts all of them; True when all are ready, False if it was asked to stop before.
+
+        Raises ``Unavailable`` if one of them does not start, with its own words if it had any.
+        """
+        for slot in range(self._count):
+            self._spawn(slot)
+        while not all(worker.ready_since for worker in self._workers.values()):
+            event = self._events.get()
+            if event is None:
+                return False
+            self._note(event)
+            if event.report is None:
+                raise Unavailable(event.worker.failure or f"{event.worker} {event.worker.end()}")
+        return True
+
+    def supervise(self) -> None:
+        """Starts workers again that end, until it is asked to stop."""
+        while True:
+            timeout = min(self._due.values()) - time.monotonic() if self._due else None
+            try:
+                event = self._events.get(timeout=None if timeout is None else max(timeout, 0.0))
+            except queue.Empty:
+                self._restart()
+                continue
+            if event is None:
+                return
+            self._note(event)
+            if event.report is None:
+                self._schedule(event.worker)
+            elif "ready" in event.report:
+                LOGGER.info("%s serves", event.worker)
+
+    def stop(self, grace: float) -> None:
+        """Tells all of them to stop, and waits for it: ``grace`` seconds and some more, then kills."""
+        for worker in self._workers.values():
+            _tell(worker, b"stop\n")
+        if not self._all_ended(grace + OVERTIME_SECONDS):
+            LOGGER.error("workers did not end in time; killing them: %s", self._names())
+            self.kill()
+            self._all_ended(None)
+
+    def _all_ended(self, seconds: float | None) -> bool:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while self._workers:
+            try:
+                timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+                event = self._events.get(timeout=timeout)
+            except queue.Empty:
+                return False
+            if event is not None:
+                self._note(event)
+        return True
+
+    def _names(self) -> str:
+        return ", ".join(str(worker) for worker in self._workers.values())
+
+    def _spawn(self, slot: int) -> None:
+        self._started += 1
+        name = f"{slot}-{self._started}"
+        with _blocked_signals():
+            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        worker = Worker(slot, name, process)
+        self._workers[slot] = worker
+        threading.Thread(target=self._watch, args=(worker,), name=f"neve-{name}", daemon=True).start()
+        _tell(worker, json.dumps(self._configuration(name)).encode() + b"\n")
+
+    def _watch(self, worker: Worker) -> None:
+        """Passes on what a worker reports, and its end."""
+        assert worker.process.stdout is not None
+        with worker.process.stdout as reports:
+            for line in reports:
+                with contextlib.suppress(ValueError):  # Half a line: it was killed.
+                    self._events.put(_Event(worker, json.loads(line)))
+        worker.process.wait()
+        self._events.put(_Event(worker, None))
+
+    def _note(self, event: _Event) -> None:
+        worker, report = event
+        if report is None:
+            assert worker.process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                worker.process.stdin.close()
+            del self._workers[worker.slot]
+            self._gone(worker)
+        elif "ready" in report:
+            worker.ready_since = time.monotonic()
+            self._ready(worker)
+        elif "stopping" in report:
+            self._gone(worker)
+        elif "failed" in report:
+            worker.failure = report["failed"]
+
+    def _schedule(self, worker: Worker) -> None:
+        now = time.monotonic()
+        if worker.ready_since is not None and now - worker.ready_since >= _HEALTHY_SECONDS:
+            self._delays[worker.slot] = _FIRST_DELAY_SECONDS
+        delay = self._delays[worker.slot]
+        self._delays[worker.slot] = min(2 * delay, _LONGEST_DELAY_SECONDS)
+        self._due[worker.slot] = now + delay
+        LOGGER.error("%s %s; starting another one in %g s", worker, worker.end(), delay)
+
+    def _restart(self) -> None:
+        for slot, due in list(self._due.items()):
+            if due <= time.monotonic():
+                try:
+                    self._spawn(slot)
+                    del self._due[slot]
+                except OSError as error:
+                    LOGGER.error("cannot start a worker: %s", error.strerror)
+                    self._due[slot] = time.monotonic() + _LONGEST_DELAY_SECONDS
+
+
+def _tell(worker: Worker, line: bytes) -> None:
+    """Writes to a worker. One that is gone is reported elsewhere."""
+    assert worker.process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        worker.process.stdin.write(line)
+        worker.process.stdin.flush()
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """What is started in the block is deaf to the signals that a terminal sends, until it listens."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def check_shareable(urls: Sequence[str]) -> None:
+    """Raises ``InvalidRequest`` if one of these stores exists in one process only."""
+    for url in urls:
+        address = parse_address(url)
+        if address.scheme == "memory" or (address.scheme == "local" and not address.path):
+            raise InvalidRequest(
+                f"{url} exists in one process only and cannot be shared by several workers; "
+                "name a folder, local:///srv/neve"
+            )
