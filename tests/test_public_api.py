@@ -26,7 +26,7 @@ HEAVY = [
 ]
 
 
-SIGNALS = {"neve.packstore.index.MapFull"}
+SIGNALS = {"neve.packstore.index.MapFull", "neve.server.long_work.StoppedError"}
 """Exceptions between two modules, which no caller of either ever sees."""
 
 

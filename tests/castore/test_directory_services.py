@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from neve.castore.digest import Digest
-from neve.castore.directories import local
+from neve.castore.directories import local, spool
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
@@ -73,7 +73,7 @@ def test_everything_is_there_after_reopening(folder: Path, mode: str) -> None:
 def test_a_long_upload_is_spooled_to_the_disk(
     service: DirectoryService, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_SPOOL_IN_MEMORY", 1000)
+    monkeypatch.setattr(spool, "_IN_MEMORY", 1000)
     closure = [leaf(str(number)) for number in range(3000)]
     closure.append(parent(*closure))
     put_closure(service, closure)

@@ -41,7 +41,6 @@ class ForeignBlobs:
         blob = self.stored.get(request.digest)
         if blob is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such blob")
-            return
         for start in range(0, len(blob), 300_000):
             yield rpc_blobstore_pb2.BlobChunk(data=blob[start : start + 300_000])
 

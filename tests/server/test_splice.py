@@ -429,7 +429,7 @@ def test_stop_accepting(place: Place) -> None:
         def refused() -> bool:
             try:
                 place.connect().close()
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):
                 return True
             return False
 

@@ -38,6 +38,7 @@ _MAX_MESSAGE_BYTES = (1 << 31) - 1
 
 LIMIT_HELP = {
     "max_message_bytes": "Longest message taken or sent; other implementations take 4MiB.",
+    "max_request_bytes": "Longest message that carries neither contents nor Directories.",
     "max_blob_bytes": "Longest blob in an upload.",
     "max_directory_bytes": "Longest encoding of one Directory.",
     "max_directories": "Most Directories in one closure.",
@@ -218,7 +219,6 @@ def daemon(context: click.Context, /, store: StoreOptions, **options: Any) -> No
       neve daemon -l unix:/run/neve.sock --socket-group nixbld
       neve daemon --workers 4 -l '[::]:8000' --tls-cert cert.pem --tls-key key.pem --tls-client-ca ca.pem
     """
-    _quiet_grpc()
     from neve.server.daemon import WorkerStart, run_daemon
     from neve.server.workers import check_shareable
 
@@ -288,11 +288,6 @@ def _services(store: StoreOptions, *, write: bool) -> Iterator[Services]:
         yield opened.services
 
 
-def _quiet_grpc() -> None:
-    """Before gRPC is loaded: its library logs each failed handshake on its own."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
-
 @click.command(_WORKER_COMMAND, hidden=True)
 def daemon_worker() -> None:
     """Serve as one of several processes; started by `neve daemon`, which says over a pipe what to do.
@@ -301,7 +296,6 @@ def daemon_worker() -> None:
     Example:
       neve daemon --workers 4
     """
-    _quiet_grpc()
     from neve.server.process import serve_as_worker
 
     def open_store(values: Mapping[str, Any]) -> contextlib.AbstractContextManager[Services]:

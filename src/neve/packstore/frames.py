@@ -25,6 +25,8 @@ and cost a random read four times as much."""
 MAX_FRAME_RECORDS = 4096
 """No frame has more records than this, however small they are: it bounds the table of entries."""
 
+_SAMPLE_BYTES = 4096
+
 _WINDOW_LOG, _CHAIN_LOG, _HASH_LOG, _MIN_MATCH = 18, 13, 15, 7
 
 
@@ -73,19 +75,33 @@ class _Codecs(threading.local):
 _codecs = _Codecs()
 
 
-def compress(raw: bytes | memoryview) -> bytes | None:
-    """``raw`` as one zstd frame that states its length, or None if that is no smaller."""
-    if not raw:
+def compress(raw: bytes | memoryview, *, alone: bool = False) -> bytes | None:
+    """``raw`` as one zstd frame that states its length, or None if that is no smaller.
+
+    ``alone``: it is a single record. Then samples tell whether it is worth trying at all.
+    """
+    if not raw or (alone and not is_compressible(raw)):
         return None
     packed = _codecs.compressor.compress(raw)
     return packed if len(packed) < len(raw) else None
 
 
+def is_compressible(raw: bytes | memoryview) -> bool:
+    """Whether samples of a long ``raw`` become smaller; a short one is always tried."""
+    if len(raw) < 16 * _SAMPLE_BYTES:
+        return True
+    for place in (0, len(raw) // 3, 2 * len(raw) // 3):
+        if len(_codecs.compressor.compress(raw[place : place + _SAMPLE_BYTES])) < _SAMPLE_BYTES * 31 // 32:
+            return True
+    return False
+
+
 class Packed(NamedTuple):
-    """The payload of a frame, made elsewhere and checked: a zstd frame that states ``raw_len``."""
+    """The payload of a frame: its records as they are, or one zstd frame of them that states ``raw_len``."""
 
     payload: bytes | memoryview
     raw_len: int
+    codec: int
 
 
 def encode_frame(
@@ -100,7 +116,7 @@ def encode_frame(
         if len(data) > pack.MAX_RECORD:
             raise LimitExceeded(f"record {key.hex()} has {len(data)} bytes, the limit is {pack.MAX_RECORD}")
         assert tag < pack.TOMBSTONE or not data
-    payload, codec, raw_len = _payload(records) if packed is None else (packed[0], pack.ZSTD, packed[1])
+    payload, raw_len, codec = packed or _payload(records)
     entries = pack.encode_entries([(table, tag, key, len(data)) for tag, key, data in records])
     head = pack.encode_head(
         store_key,
@@ -115,11 +131,11 @@ def encode_frame(
     return EncodedFrame(head, entries, payload, codec, raw_len)
 
 
-def _payload(records: Sequence[Record]) -> tuple[bytes | memoryview, int, int]:
-    """What is stored of the records' contents, its codec, and how many bytes they are."""
+def _payload(records: Sequence[Record]) -> Packed:
+    """The records' contents, compressed if that makes them smaller."""
     raw = records[0].data if len(records) == 1 else b"".join([r.data for r in records])
-    packed = compress(raw)
-    return (raw, pack.RAW, len(raw)) if packed is None else (packed, pack.ZSTD, len(raw))
+    packed = compress(raw, alone=len(records) == 1)
+    return Packed(raw, len(raw), pack.RAW) if packed is None else Packed(packed, len(raw), pack.ZSTD)
 
 
 def group_records(records: Iterable[Record], target: int = FRAME_TARGET) -> Iterator[list[Record]]:

@@ -40,8 +40,14 @@ _MAX_RECONNECT_MS = 1000
 """Pause between attempts to connect. The pauses before a call is repeated are longer in all, so that a
 call that fails because the server restarts reaches it when it is back."""
 
+_CONNECT_SECONDS = 20.0
+"""Most that an attempt to connect may take, if the address does not say less."""
+
 _NEVER_CONNECTED = ("failed to connect", "errors resolving")
 """How the library begins the reason when there was no connection at all, which no server can say."""
+
+_WITHOUT_ANSWER = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+"""Statuses that the library makes up when the server has said nothing."""
 
 _KEEPALIVE_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
@@ -282,12 +288,20 @@ class Connection:
 
     def _may_pass(self, failure: grpc.RpcError) -> bool:
         """Whether repeating the call may help."""
-        if code_of(failure) is not grpc.StatusCode.UNAVAILABLE:
-            return False
-        return self._reached or not details_of(failure).startswith(_NEVER_CONNECTED)
+        self._note(failure)
+        return self._reached and code_of(failure) is grpc.StatusCode.UNAVAILABLE
+
+    def _note(self, failure: grpc.RpcError) -> None:
+        """Learns from a failed call whether there is a server."""
+        code = code_of(failure)
+        if code is grpc.StatusCode.UNAVAILABLE:
+            self._reached |= not details_of(failure).startswith(_NEVER_CONNECTED)
+            self._lost = self._reached
+        elif code not in _WITHOUT_ANSWER:
+            self._answered()
 
     def _error(self, method: Method, failure: grpc.RpcError) -> NeveError:
-        self._lost = self._reached and code_of(failure) is grpc.StatusCode.UNAVAILABLE
+        self._note(failure)
         service = method.path.split("/")[1]
         doing = f"{self.url}: {method.name}"
         if code_of(failure) is grpc.StatusCode.UNIMPLEMENTED and ERROR_TRAILER not in trailers_of(failure):
@@ -302,9 +316,10 @@ def _make_channel(target: Target) -> grpc.Channel:
         "grpc.keepalive_time_ms": _KEEPALIVE_MS,
         "grpc.keepalive_timeout_ms": _KEEPALIVE_TIMEOUT_MS,
         "grpc.enable_retries": 0,
-        # Not the lowest pause: it is how long an attempt may take, and a server may be far away.
         "grpc.initial_reconnect_backoff_ms": 100,
         "grpc.max_reconnect_backoff_ms": _MAX_RECONNECT_MS,
+        # Unlike its name this is how long an attempt may take; it goes on when the channel is closed.
+        "grpc.min_reconnect_backoff_ms": int(min(target.timeout, _CONNECT_SECONDS) * 1000),
         # Each connection is one of its own, so that what was found out about a server holds for it.
         "grpc.use_local_subchannel_pool": 1,
         **({"grpc.default_authority": "localhost"} if target.is_socket else {}),

@@ -7,6 +7,7 @@ lives as long as there are calls to watch.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from types import TracebackType
@@ -54,7 +55,8 @@ class Watch:
         watched = Watched(call, seconds)
         with self._lock:
             self._watched.add(watched)
-            if self._thread is None:
+            # In the child of a fork there is a thread that does not run.
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="neve-rpc-watch", daemon=True)
                 self._thread.start()
         return watched
@@ -76,8 +78,10 @@ class Watch:
                 since = watched.since
                 if since is not None and now - since > watched.seconds:
                     watched.expired = True
-                    watched.call.cancel()
-            time.sleep(min(_CHECK_SECONDS, *(watched.seconds / 4 for watched in current), _CHECK_SECONDS))
+                    # Whatever is the matter with one call, the others are still to be watched.
+                    with contextlib.suppress(Exception):
+                        watched.call.cancel()
+            time.sleep(min(_CHECK_SECONDS, *(watched.seconds / 4 for watched in current)))
 
 
 WATCH = Watch()

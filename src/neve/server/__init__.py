@@ -3,6 +3,7 @@
 =================  ==================================================================
 ``limits``         what a client may cost, by name
 ``calls``          a call's way: counted, paced, its work in threads, errors to statuses
+``streams``        room for what uploads bring, work behind them, answers made in threads
 ``blobs``          BlobService
 ``directories``    DirectoryService
 ``pathinfos``      PathInfoService
@@ -10,6 +11,14 @@
 ``admin``          what needs the permission to administer; ``verification`` is its longest call
 ``long_work``      work that ends when its call is gone
 ``reflection``     lists all of it, v1 and v1alpha
+``handlers``       which services answer on which address
 ``app``            one process: handlers, health, start and stop
+``daemon``         the whole: listens, serves in this process or in several
+``addresses``      where to listen, as it is written
+``listen``         who may listen where; ``sockets`` claims paths and ports, ``tls`` reads certificates
+``workers``        the processes: started, watched, replaced, ended; ``process`` is one of them
+``settings``       what a worker is told; ``private`` is the folder of their sockets
+``splice``         carries bytes from sockets that several processes share; ``carrying`` prepares them
+``stopping``       signals, and the time that is left after one
 =================  ==================================================================
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import grpc
@@ -12,10 +12,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from neve.errors import Unavailable
 from neve.server.calls import Calls
-from neve.server.handlers import ServiceHandlers
+from neve.server.handlers import ADMIN_NAME, ServiceHandlers
 from neve.server.limits import Limits
-from neve.server.reflection import add_reflection
+from neve.server.reflection import SERVICE_NAMES, add_reflection
 from neve.store.services import Services
+
+_BEYOND_THE_LIMIT = 64
+"""Calls that the library lets in beyond our own limit, to be refused by name."""
 
 _KEEPALIVE_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
@@ -44,37 +47,46 @@ class Daemon:
         self._limits = limits or Limits()
         self._calls = Calls(self._limits)
         self._handlers = ServiceHandlers(services, self._calls, read_only=read_only)
-        self._health = health.aio.HealthServicer()
+        self._health: list[health.aio.HealthServicer] = []
         self._servers: list[grpc.aio.Server] = []
         self._pacing: asyncio.Task[None] | None = None
 
     async def start(self, bindings: Sequence[Binding]) -> list[int]:
         """Listens; returns the port of each binding (1 for a socket). Raises ``Unavailable`` naming it."""
         self._pacing = asyncio.create_task(self._calls.pace())
-        ports: dict[Binding, int] = {}
+        ports: dict[int, int] = {}
         for admin in (False, True):
-            chosen = [binding for binding in bindings if binding.admin is admin]
+            chosen = {i: binding for i, binding in enumerate(bindings) if binding.admin is admin}
             if chosen:
                 ports |= await self._start_server(chosen, admin)
-        return [ports[binding] for binding in bindings]
+        return [ports[i] for i in range(len(bindings))]
 
-    async def _start_server(self, bindings: Sequence[Binding], admin: bool) -> dict[Binding, int]:
-        server = grpc.aio.server(options=_options(self._limits))
+    async def _start_server(self, bindings: Mapping[int, Binding], admin: bool) -> dict[int, int]:
+        limit = self._limits.max_concurrent_calls
+        server = grpc.aio.server(
+            options=_options(self._limits),
+            # Also holds back what does not come by the handlers: health, reflection, calls without a message.
+            maximum_concurrent_rpcs=limit + _BEYOND_THE_LIMIT,
+        )
         self._servers.append(server)
         names = self._handlers.register(server, admin=admin)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        status = health.aio.HealthServicer()
+        self._health.append(status)
+        health_pb2_grpc.add_HealthServicer_to_server(status, server)
         add_reflection(server, names)
-        ports = {binding: _listen(server, binding) for binding in bindings}
+        ports = {i: _listen(server, binding) for i, binding in bindings.items()}
         await server.start()
-        for name in ["", *names]:
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        for name in ["", *names, *SERVICE_NAMES, health.SERVICE_NAME]:
+            if admin or name != ADMIN_NAME:  # Elsewhere it answers nothing but that it must not.
+                await status.set(name, health_pb2.HealthCheckResponse.SERVING)
         return ports
 
     async def stop(self, grace: float | None = None) -> None:
         """Refuses new calls and answers NOT_SERVING while those in flight finish, for ``grace`` seconds
         at most (None: however long it takes); then ends."""
         self._calls.draining = True
-        await self._health.enter_graceful_shutdown()
+        for status in self._health:
+            await status.enter_graceful_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._calls.drained()
@@ -96,6 +108,7 @@ def _listen(server: grpc.aio.Server, binding: Binding) -> int:
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
     return [
+        ("grpc.max_concurrent_streams", limits.max_concurrent_calls + _BEYOND_THE_LIMIT),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),

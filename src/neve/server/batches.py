@@ -5,19 +5,28 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
+from google.protobuf.message import DecodeError
+
 from neve.castore.blobs.base import BlobBatch, BlobService, BlobWriter
 from neve.castore.blobs.bundle import Bundle, answer_message, bundle_from_message, split_digests
 from neve.castore.digest import Digest, check_digest, format_digest
 from neve.errors import InvalidRequest, LimitExceeded, NotFound, Unavailable
 from neve.proto.neve.castore.protos import rpc_batch_pb2
 from neve.server.blobs import check_writable
-from neve.server.calls import Behind, Calls, Context
+from neve.server.calls import Calls, Context
 from neve.server.directories import ClosureUpload, grouped
+from neve.server.streams import Behind, cleared
 from neve.store.services import Services
 from neve.tree import WHOLE_FILE_LIMIT
 
 MAX_DIGESTS = 65_536
 """Most digests in one question."""
+
+MAX_PUT_BYTES = 8 * 1024 * 1024
+"""Longest message in an upload of many."""
+
+MAX_UNPACKED_BYTES = 64 * 1024 * 1024
+"""Most contents that one such message may hold."""
 
 _MAX_WRITERS = 16
 """Blobs that may be on their way at once in one stream."""
@@ -25,6 +34,8 @@ _MAX_WRITERS = 16
 
 class BatchHandlers:
     """The methods of BatchService, by their names in the protocol."""
+
+    raw_requests = ("Put",)
 
     def __init__(self, services: Services, calls: Calls, *, read_only: bool = False) -> None:
         self._blobs = services.blobs
@@ -39,17 +50,15 @@ class BatchHandlers:
         missing = set(await self._calls.work(self._blobs.missing, digests))
         return rpc_batch_pb2.MissingResponse(missing=_places(digests, missing))
 
-    async def Put(  # noqa: N802
-        self, requests: AsyncIterator[rpc_batch_pb2.PutRequest], context: Context
-    ) -> None:
+    async def Put(self, requests: AsyncIterator[bytes], context: Context) -> None:  # noqa: N802
         check_writable(self._read_only)
         session = _Session(self._blobs, self._calls.limits.max_blob_bytes)
         behind = Behind(self._calls, session.stop)
         try:
-            async for request in requests:
-                size = request.ByteSize()
-                self._calls.moved(size)
-                await behind.put(size, session.take, request)
+            async for data in requests:
+                self._calls.moved(len(data))
+                request = await self._calls.work(_put_request, data)
+                await behind.put(len(data), session.take, request)
                 if not request.commit and not request.keep:
                     continue
                 await behind.settle()
@@ -62,8 +71,11 @@ class BatchHandlers:
             await behind.settle()
         finally:
             session.stop()
-            await behind.give_up()
-            await self._calls.ingest(session.close)
+            await cleared(self._end(behind, session))
+
+    async def _end(self, behind: Behind, session: _Session) -> None:
+        await behind.give_up()
+        await self._calls.ingest(session.close)
 
     async def Read(self, request: rpc_batch_pb2.ReadRequest, context: Context) -> None:  # noqa: N802
         digests = _digests(request.digests)
@@ -107,7 +119,7 @@ class BatchHandlers:
             await self._calls.received(context)
             root = await upload.finish()
         finally:
-            await upload.end()
+            await cleared(upload.end())
         return rpc_batch_pb2.PutClosureResponse(root_digest=root)
 
 
@@ -116,6 +128,16 @@ def _digests(run: bytes) -> list[Digest]:
     if len(digests) > MAX_DIGESTS:
         raise LimitExceeded(f"{len(digests)} digests in one message, the limit is {MAX_DIGESTS}")
     return digests
+
+
+def _put_request(data: bytes) -> rpc_batch_pb2.PutRequest:
+    """A message that can be of many small parts: reading it takes a while, and a multiple of its memory."""
+    if len(data) > MAX_PUT_BYTES:
+        raise LimitExceeded(f"a message of {len(data)} bytes, the limit here is {MAX_PUT_BYTES}")
+    try:
+        return rpc_batch_pb2.PutRequest.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequest(f"Put: {error}") from error
 
 
 def _places(digests: list[Digest], chosen: set[Digest]) -> list[int]:
@@ -144,19 +166,40 @@ class _Session:
 
     def take(self, request: rpc_batch_pb2.PutRequest) -> None:
         """Takes what a message brings. Raises ``InvalidRequest``, ``LimitExceeded``."""
+        unpacked = 0
         for blobs in request.blobs:
-            self._open().put_bundle(bundle_from_message(blobs))
+            bundle = self._bundle(blobs, unpacked)
+            unpacked += bundle.raw_size
+            if max(bundle.sizes, default=0) > self._limit:
+                raise LimitExceeded(f"a blob is over the limit of {self._limit} bytes (max_blob_bytes)")
+            self._open().put_bundle(bundle)
         for part in request.parts:
-            self._take_part(part)
+            if part.WhichOneof("what") == "chunks":
+                bundle = self._bundle(part.chunks, unpacked)
+                unpacked += bundle.raw_size
+                self._take_chunks(part.writer, bundle)
+            else:
+                self._take_part(part)
+
+    def _bundle(self, message: rpc_batch_pb2.Bundle, unpacked: int) -> Bundle:
+        """The next bundle of a message of which ``unpacked`` bytes were taken already."""
+        if self._stopped:
+            raise Unavailable("the stream has ended")
+        bundle = bundle_from_message(message)
+        if unpacked + bundle.raw_size > MAX_UNPACKED_BYTES:
+            raise LimitExceeded(f"a message holds over {MAX_UNPACKED_BYTES} bytes of contents, unpacked")
+        return bundle
+
+    def _take_chunks(self, number: int, bundle: Bundle) -> None:
+        if 0 in bundle.sizes:
+            raise InvalidRequest(f"blob {number} comes with an empty chunk")
+        self._writer(number, bundle.raw_size).write_bundle(bundle)
 
     def _take_part(self, part: rpc_batch_pb2.Part) -> None:
         what = part.WhichOneof("what")
-        if what == "chunks":
-            bundle = bundle_from_message(part.chunks)
-            if 0 in bundle.sizes:
-                raise InvalidRequest(f"blob {part.writer} comes with an empty chunk")
-            self._writer(part.writer, bundle.raw_size).write_bundle(bundle)
-        elif what == "known":
+        if self._stopped:
+            raise Unavailable("the stream has ended")
+        if what == "known":
             self._take_known(part.writer, _digests(part.known))
         elif what == "data":
             self._writer(part.writer, len(part.data)).write(part.data)

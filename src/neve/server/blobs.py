@@ -10,7 +10,8 @@ from neve.castore.digest import Digest, check_digest
 from neve.castore.wire import encode_blob_chunk
 from neve.errors import LimitExceeded, NeveError, PermissionDenied
 from neve.proto.tvix.castore.protos import rpc_blobstore_pb2
-from neve.server.calls import Behind, Calls, Context
+from neve.server.calls import Calls, Context
+from neve.server.streams import Behind, cleared
 
 PIECE_BYTES = 1024 * 1024
 """Contents go out in messages of at most this many bytes."""
@@ -62,7 +63,7 @@ class BlobHandlers:
             await self._calls.received(context)
             digest = await upload.finish()
         finally:
-            await upload.end()
+            await cleared(upload.end())
         return rpc_blobstore_pb2.PutBlobResponse(digest=digest)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from neve.errors import InvalidRequest, LimitExceeded, NeveError, Unavailable
 from neve.rpc.methods import Deserializer, Method, methods_of
 from neve.rpc.status import ERROR_TRAILER, shortened, status_of
 from neve.server.limits import Limits
+from neve.server.streams import Pull, Room, settled
 from neve.telemetry import LOGGER
 
 T = TypeVar("T")
@@ -35,7 +35,6 @@ _COMMITTERS = 128
 
 _CHECKS_A_WINDOW = 10
 _DRAIN_CHECK_SECONDS = 0.02
-_END: Any = object()
 
 
 class Stream:
@@ -49,7 +48,7 @@ class Stream:
         self.busy = 0
         """Above 0 while the server works for it: then it is not the client's turn."""
         self.expired = False
-        self.pulls: list[_Pull[Any]] = []
+        self.pulls: list[Pull[Any]] = []
         """What makes the messages of its answer."""
 
 
@@ -83,9 +82,9 @@ class Calls:
     async def _run(self, pool: Executor, function: Callable[..., T], *arguments: Any) -> T:
         future = asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
         if self._stream() is None:
-            return await _settled(future)
+            return await settled(future)
         with self.busy():
-            return await _settled(future)
+            return await settled(future)
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
@@ -128,7 +127,7 @@ class Calls:
         """
         stream = self._stream()
         assert stream is not None, "only streams are pulled"
-        pull = _Pull(self, self._workers, items)
+        pull = Pull(self, self._workers, items)
         stream.pulls.append(pull)
         return pull
 
@@ -168,7 +167,7 @@ class Calls:
         streams = method.client_streaming or method.server_streaming
         # What is no message is refused like any other request: a single one is read under the guard, those
         # of a stream are read where the behaviour, which is under it, asks for them.
-        read: Deserializer | None = None if raw_requests else _reader(method)
+        read: Deserializer | None = None if raw_requests else _reader(method, self._longest(method))
         reading = None if method.client_streaming else read
         result: grpc.RpcMethodHandler[Any, Any] = make(
             self._guarded(behaviour, method.path, streams, reading),
@@ -176,6 +175,12 @@ class Calls:
             response_serializer=None if raw_responses else method.response.SerializeToString,
         )
         return result
+
+    def _longest(self, method: Method) -> int:
+        """Bytes of a request. Reading one of many small parts takes a multiple of its size and, in the
+        event loop, everybody's time: only those that may be large are."""
+        longest = self.limits.max_message_bytes
+        return longest if method.client_streaming else min(longest, self.limits.max_request_bytes)
 
     def _guarded(
         self,
@@ -272,131 +277,20 @@ class Calls:
         self._committers.shutdown()
 
 
-class Room:
-    """The bytes that all uploads together may hold while they wait for a thread, or for the disk.
-
-    Only what is sure to be worked on may be held here: then room is always made, whatever clients do.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._held = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def take(self, size: int) -> None:
-        """Returns when there is room for ``size`` bytes; if that is more than all, when all is free."""
-        while self._held and self._held + size > self._size:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            finally:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-        self._held += size
-
-    def give(self, size: int) -> None:
-        """Frees ``size`` bytes that were taken."""
-        self._held -= size
-        # All of them look again: the first may want more than there is now.
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-
-
-class Behind:
-    """Work on a stream that is done while the next message is received: one piece at a time."""
-
-    def __init__(self, calls: Calls, stop: Callable[[], None] | None = None) -> None:
-        """``stop`` is called when the call is cancelled: a long piece then may end early."""
-        self._calls = calls
-        self._stop = stop
-        self._running: asyncio.Task[Any] | None = None
-
-    async def put(self, size: int, function: Callable[..., object], *arguments: Any) -> None:
-        """Begins the next piece, of ``size`` bytes, when the last one is done and there is room. Raises
-        what the last one raised."""
-        await self.settle()
-        with self._calls.busy():
-            await self._calls.room.take(size)
-        self._running = asyncio.create_task(self._one(size, function, *arguments))
-
-    async def _one(self, size: int, function: Callable[..., object], *arguments: Any) -> None:
-        try:
-            await self._calls.ingest(function, *arguments)
-        finally:
-            self._calls.room.give(size)
-
-    async def settle(self) -> None:
-        """Returns when nothing is being done. Raises what the last piece raised."""
-        running, self._running = self._running, None
-        if running is not None:
-            with self._calls.busy():
-                await _settled(running, self._stop)
-
-    async def give_up(self) -> None:
-        """Waits for the last piece; what it raised does not matter any more."""
-        with contextlib.suppress(Exception):
-            await self.settle()
-
-
-class _Pull(AsyncIterator[T]):
-    """See ``Calls.pull``."""
-
-    def __init__(self, calls: Calls, pool: Executor, items: Iterator[T]) -> None:
-        self._calls = calls
-        self._pool = pool
-        self._items = items
-        self._next: asyncio.Future[T] | None = None
-
-    async def __anext__(self) -> T:
-        if self._next is None:
-            self._next = self._run(next, self._items, _END)
-        with self._calls.busy():
-            item = await _settled(self._next)
-        if item is _END:
-            raise StopAsyncIteration
-        self._next = self._run(next, self._items, _END)
-        return item
-
-    def _run(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
-
-    async def close(self) -> None:
-        """Ends the iterator, when nobody is at work on it."""
-        if self._next is not None:
-            with contextlib.suppress(BaseException):
-                await _settled(self._next)
-        if (close := getattr(self._items, "close", None)) is not None:
-            await _settled(self._run(close))
-
-
-def _reader(method: Method) -> Deserializer:
-    """Reads a request. Raises ``InvalidRequest`` if it is none."""
+def _reader(method: Method, longest: int) -> Deserializer:
+    """Reads a request. Raises ``InvalidRequest`` if it is none, ``LimitExceeded`` if it is too long."""
 
     def read(data: bytes) -> Any:
+        if len(data) > longest:
+            raise LimitExceeded(
+                f"{method.name}: a message of {len(data)} bytes, the limit is {longest} (max_request_bytes)"
+            )
         try:
             return method.request.FromString(data)
         except DecodeError as error:
             raise InvalidRequest(f"{method.name}: {error}") from error
 
     return read
-
-
-async def _settled(future: asyncio.Future[T], stop: Callable[[], None] | None = None) -> T:
-    """The future's result. A cancellation waits for its end, so that nobody closes what it works on."""
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        if stop is not None:
-            stop()
-        while not future.done():
-            with contextlib.suppress(BaseException):
-                await asyncio.shield(future)
-        if not future.cancelled():
-            future.exception()  # Seen: nobody is told of it.
-        raise
 
 
 async def _abort(context: Context, error: NeveError) -> None:

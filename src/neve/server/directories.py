@@ -11,6 +11,7 @@ from neve.errors import InvalidRequest, NeveError
 from neve.proto.tvix.castore.protos import rpc_directory_pb2
 from neve.server.blobs import check_writable
 from neve.server.calls import Calls, Context
+from neve.server.streams import cleared
 
 _GROUP_BYTES = 1024 * 1024
 _GROUP_DIRECTORIES = 512
@@ -56,7 +57,7 @@ class DirectoryHandlers:
             await self._calls.received(context)
             root = await upload.finish()
         finally:
-            await upload.end()
+            await cleared(upload.end())
         return rpc_directory_pb2.PutDirectoryResponse(root_digest=root)
 
 

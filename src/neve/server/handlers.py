@@ -17,6 +17,9 @@ from neve.server.directories import DirectoryHandlers
 from neve.server.pathinfos import PathInfoHandlers
 from neve.store.services import Services
 
+_ADMIN = rpc_admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+ADMIN_NAME: str = _ADMIN.full_name
+
 
 class ServiceHandlers:
     """The handlers of all services over one store."""
@@ -49,10 +52,7 @@ class ServiceHandlers:
             names += both
         for descriptor, handlers in (
             (rpc_batch_pb2.DESCRIPTOR.services_by_name["BatchService"], self._batches),
-            (
-                rpc_admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
-                self._admin if admin else NoAdministration(),
-            ),
+            (_ADMIN, self._admin if admin else NoAdministration()),
         ):
             server.add_generic_rpc_handlers(self._calls.handler(descriptor, handlers))
             names.append(descriptor.full_name)

@@ -15,12 +15,14 @@ class Limits:
 
     max_message_bytes: int = 64 * _MIB
     """Longest message taken or sent; other implementations take 4 MiB."""
+    max_request_bytes: int = 4 * _MIB
+    """Longest message that carries neither contents nor Directories."""
     max_blob_bytes: int = 256 * 1024 * _MIB
     """Longest blob in an upload."""
     max_directory_bytes: int = 64 * _MIB
     """Longest encoding of one Directory."""
-    max_directories: int = 10_000_000
-    """Most Directories in one closure."""
+    max_directories: int = 1_000_000
+    """Most Directories in one closure; each takes some 250 bytes while it is received."""
     max_nar_bytes: int = 1024 * 1024 * _MIB
     """Longest NAR that is rendered for its hash: a DAG of a few kilobytes can unfold to more than that."""
     max_concurrent_calls: int = 4096

@@ -23,7 +23,10 @@ from neve.store.wire import encode_path_info, path_info_from_message, path_info_
 from neve.telemetry import LOGGER
 
 _RENDERINGS = 2
-"""NARs that are rendered at once; each takes a thread and a core."""
+"""NARs that are rendered at once, of the small ones and of the others; each takes a thread and a core."""
+
+_SMALL_NAR_BYTES = 256 * 1024 * 1024
+"""Such do not wait behind those that take minutes."""
 
 _GROUP_BYTES = 256 * 1024
 _GROUP_PATH_INFOS = 256
@@ -38,7 +41,8 @@ class PathInfoHandlers:
         self._services = services
         self._calls = calls
         self._read_only = read_only
-        self._renderings = asyncio.Semaphore(_RENDERINGS)
+        self._small = asyncio.Semaphore(_RENDERINGS)
+        self._large = asyncio.Semaphore(_RENDERINGS)
 
     async def Get(  # noqa: N802
         self, request: rpc_pathinfo_pb2.GetPathInfoRequest, _: Context
@@ -64,7 +68,8 @@ class PathInfoHandlers:
         _name, node = node_from_message(request)
         nar = await self._calls.work(self._services.nar_nodes.nar, node)
         if nar is None:
-            async with self._renderings:
+            size = await self._calls.work(self._measured, node)
+            async with self._small if size <= _SMALL_NAR_BYTES else self._large:
                 nar = await run_stoppable(self._calls, partial(self._calculate, node))
         return rpc_pathinfo_pb2.CalculateNARResponse(nar_size=nar.size, nar_sha256=nar.sha256)
 
@@ -82,15 +87,23 @@ class PathInfoHandlers:
             LOGGER.debug("the NAR hash of a tree cannot be remembered: %s", error)
         return nar
 
-    def _render(self, node: Node, stop: StopFlag) -> Nar:
-        """A small tree can have a NAR that no one will ever see the end of, so its size comes first."""
+    def _measured(self, node: Node) -> int:
+        """The NAR's size. A small tree can have a NAR of which no one will ever see the end, so this comes
+        first. Raises ``LimitExceeded``."""
+        if self._services.remote is not None:
+            return 0  # Whoever renders it has to look after that.
         size, limit = self._services.renderer.size(node), self._calls.limits.max_nar_bytes
         if size > limit:
             raise LimitExceeded(f"the NAR has {size} bytes, over the limit of {limit} (max_nar_bytes)")
+        return size
+
+    def _render(self, node: Node, stop: StopFlag) -> Nar:
+        size = 0
         hasher = hashlib.sha256()
         for piece in self._services.renderer.stream(node):
             stop.check()
             hasher.update(piece)
+            size += len(piece)
         return Nar(size, hasher.digest())
 
     async def List(  # noqa: N802

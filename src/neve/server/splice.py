@@ -19,12 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from neve.server.carrying import connected, prepare
 from neve.telemetry import LOGGER
 
 _CHUNK_BYTES = 256 * 1024
 _ROUNDS = 16
 """Chunks moved before others have their turn."""
-_SOCKET_BUFFER_BYTES = 1024 * 1024
 _ACCEPTS = 64
 _PAUSE_SECONDS = 0.1
 """How long nobody is accepted after there was nowhere to put one."""
@@ -34,9 +34,11 @@ _NOBODY = "a connection waits: no worker can be reached"
 _MAX_EVENTS = 256
 _CLOSE_CHECK_SECONDS = 0.02
 
-_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_EVENTS_WHEN_FULL = _EVENTS | select.EPOLLOUT
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _GONE = select.EPOLLHUP | select.EPOLLERR
+_ENDING = select.EPOLLRDHUP | _GONE
 
 
 class _Backend:
@@ -50,7 +52,7 @@ class _Backend:
 class _Side:
     """One of the two sockets of a connection."""
 
-    __slots__ = ("finished", "peer", "pending", "queued", "readable", "shut", "socket")
+    __slots__ = ("ending", "finished", "full", "peer", "pending", "queued", "readable", "shut", "socket")
 
     peer: _Side
 
@@ -58,7 +60,11 @@ class _Side:
         self.socket = sock
         self.pending: memoryview | None = None
         """What is still to be sent to it; it took no more."""
+        self.full = False
+        """Whether it is to tell when it takes more."""
         self.readable = False
+        self.ending = False
+        """Whether an end has come behind what can be read."""
         self.finished = False
         """Nothing more is read from it."""
         self.shut = False
@@ -248,7 +254,7 @@ class Splicer:
     def _place(self, client: socket.socket, route: str) -> bool:
         """Connects the client with the worker that has the fewest connections, of those that answer."""
         for backend in sorted(self._backends.values(), key=lambda backend: backend.connections):
-            if (private := _connected(backend.paths[route])) is not None:
+            if (private := connected(backend.paths[route])) is not None:
                 self._join(client, private, backend)
                 return True
         return False
@@ -259,7 +265,7 @@ class Splicer:
         self._owners[one] = backend
         backend.connections += 1
         for side in (one, other):
-            _prepare(side.socket)
+            prepare(side.socket)
             self._sides[side.socket.fileno()] = side
             self._epoll.register(side.socket, _EVENTS)
 
@@ -279,6 +285,7 @@ class Splicer:
         """Does for a connection what can be done after ``events`` on one of its sides."""
         if events & _READABLE:
             side.readable = True
+            side.ending = side.ending or bool(events & _ENDING)
         try:
             if events & _GONE:
                 self._gone(side)
@@ -324,6 +331,12 @@ class Splicer:
                 if target.pending is not None:
                     # The buffer belongs to everybody.
                     target.pending = memoryview(bytes(target.pending))
+                    self._epoll.modify(target.socket, _EVENTS_WHEN_FULL)
+                    target.full = True
+                return False
+            if size < _CHUNK_BYTES and not source.ending:
+                # That was all there is (see epoll(7)): what comes later is an event again.
+                source.readable = False
                 return False
         return True
 
@@ -338,6 +351,9 @@ class Splicer:
                 self._gone(target)
                 return True
             target.pending = target.pending[sent:] if sent < len(target.pending) else None
+        if target.full:
+            target.full = False
+            self._epoll.modify(target.socket, _EVENTS)
         return True
 
     def _gone(self, side: _Side) -> None:
@@ -370,27 +386,3 @@ class Splicer:
         for each in (client, client.peer):
             del self._sides[each.socket.fileno()]
             each.socket.close()
-
-
-def _connected(path: str) -> socket.socket | None:
-    """A connection to a worker, or None if it takes none now, or there is no descriptor left."""
-    try:
-        private = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        private.connect(path)
-    except OSError:
-        private.close()
-        return None
-    return private
-
-
-def _prepare(sock: socket.socket) -> None:
-    """Set before anything is moved: large buffers, and no waiting for more to send."""
-    sock.setblocking(False)
-    if sock.family == socket.AF_UNIX:
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
-    else:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -139,7 +139,7 @@ def bundles(
     """Packs blobs into bundles of about ``target`` bytes, compressed where that makes them smaller."""
     for group in group_records((Record(0, digest, data) for digest, data in blobs), target):
         raw = group[0].data if len(group) == 1 else b"".join([record.data for record in group])
-        packed = compress(raw)
+        packed = compress(raw, alone=len(group) == 1)
         yield Bundle(
             [record.key for record in group],
             [len(record.data) for record in group],
@@ -148,13 +148,12 @@ def bundles(
         )
 
 
-def bundle_message(bundle: Bundle) -> rpc_batch_pb2.Bundle:
-    """The message of a bundle."""
-    from neve.proto.neve.castore.protos import rpc_batch_pb2
-
-    return rpc_batch_pb2.Bundle(
-        digests=b"".join(bundle.digests), sizes=bundle.sizes, data=bytes(bundle.data), zstd=bundle.zstd
-    )
+def fill_bundle_message(message: rpc_batch_pb2.Bundle, bundle: Bundle) -> None:
+    """Writes a bundle into a message, in its place in another: moving it there would copy its contents."""
+    message.digests = b"".join(bundle.digests)
+    message.sizes.extend(bundle.sizes)
+    message.data = bytes(bundle.data)
+    message.zstd = bundle.zstd
 
 
 def bundle_from_message(message: rpc_batch_pb2.Bundle) -> Bundle:

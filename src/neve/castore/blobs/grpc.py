@@ -7,11 +7,7 @@ calls, several at once. Whatever comes is hashed here before it is given out.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from operator import lt
 from tempfile import SpooledTemporaryFile
 from typing import Any, TypeVar
@@ -19,6 +15,7 @@ from typing import Any, TypeVar
 from blake3 import blake3
 from google.protobuf.descriptor import ServiceDescriptor
 
+from neve.castore.at_once import CallsAtOnce
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk, blob_not_found
 from neve.castore.blobs.bundle import split_digests
 from neve.castore.blobs.chunks import BytesReader
@@ -40,10 +37,8 @@ T = TypeVar("T")
 BLOBS: ServiceDescriptor = rpc_blobstore_pb2.DESCRIPTOR.services_by_name["BlobService"]
 ADMIN: ServiceDescriptor = rpc_admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 
-_CALLS_AT_ONCE = 16
-"""Standard calls in flight, where a server has no batches."""
-
 _MESSAGE_BYTES = 1024 * 1024
+_DELETED_AT_ONCE = 10_000
 _MAX_EMPTY_MESSAGES = 1000
 _SPOOL_IN_MEMORY = 4 * 1024 * 1024
 _MAX_SIZE = 2**64 - 1
@@ -58,8 +53,7 @@ class GrpcBlobService(BlobService):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._reads = RemoteReads(connection)
-        self._pool: ThreadPoolExecutor | None = None
-        self._pool_lock = threading.Lock()
+        self.calls = CallsAtOnce()
         self._closed = False
 
     # Presence.
@@ -82,29 +76,10 @@ class GrpcBlobService(BlobService):
             return []
         return self._reads.unless_lacking(
             lambda: self._reads.missing(wanted),
-            lambda: [d for d, there in zip(wanted, self.at_once(self.has, wanted), strict=True) if not there],
+            lambda: [
+                d for d, there in zip(wanted, self.calls.map(self.has, wanted), strict=True) if not there
+            ],
         )
-
-    def at_once(self, function: Callable[[Digest], T], digests: Iterable[Digest]) -> Iterator[T]:
-        """What ``function`` makes of each digest, in order, several calls in flight."""
-        source = iter(digests)
-        pending: deque[Future[T]] = deque()
-        try:
-            while True:
-                for digest in islice(source, _CALLS_AT_ONCE - len(pending)):
-                    pending.append(self._executor().submit(function, digest))
-                if not pending:
-                    return
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-    def _executor(self) -> ThreadPoolExecutor:
-        with self._pool_lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="neve-grpc")
-            return self._pool
 
     # Reading.
 
@@ -190,7 +165,7 @@ class GrpcBlobService(BlobService):
         return self._reads.unless_lacking_stream(
             digests,
             lambda source: self._reads.read_many(source, limit, self.read),
-            lambda source: self.at_once(lambda digest: self.read(digest, limit), source),
+            lambda source: self.calls.map(lambda digest: self.read(digest, limit), source),
         )
 
     def _named(self, digest: Digest) -> str:
@@ -214,11 +189,7 @@ class GrpcBlobService(BlobService):
         return listed(self._connection, run, after)[:limit]
 
     def delete_many(self, digests: Sequence[Digest]) -> int:
-        run = b"".join(check_digest(digest) for digest in digests)
-        count: int = self._administer(
-            "delete blobs", "DeleteBlobs", rpc_admin_pb2.DeleteRequest(digests=run)
-        ).deleted
-        return count
+        return delete_in_parts(self._connection, "delete blobs", "DeleteBlobs", digests)
 
     def _administer(self, doing: str, name: str, request: Any) -> Any:
         return administer(self._connection, doing, name, request)
@@ -227,8 +198,7 @@ class GrpcBlobService(BlobService):
         if self._closed:
             return
         self._closed = True
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self.calls.close()
         self._reads.close()
         self._connection.close()
 
@@ -263,6 +233,16 @@ def _check_chunks(digest: Digest, chunks: Sequence[Chunk]) -> None:
         raise InvalidRequest("the sizes of its chunks do not fit 64 bits together")
     if len(chunks) == 1 and chunks[0].digest != digest:
         raise InvalidRequest(f"its only chunk is {format_digest(chunks[0].digest)}")
+
+
+def delete_in_parts(connection: Connection, doing: str, name: str, digests: Sequence[Digest]) -> int:
+    """Deletes by a call of the administration, a bounded number at a time; returns how many were there."""
+    digests = [check_digest(digest) for digest in digests]
+    count = 0
+    for start in range(0, max(len(digests), 1), _DELETED_AT_ONCE):
+        run = b"".join(digests[start : start + _DELETED_AT_ONCE])
+        count += administer(connection, doing, name, rpc_admin_pb2.DeleteRequest(digests=run)).deleted
+    return count
 
 
 def _pieces(data: bytes, size: int) -> Iterator[bytes]:
@@ -321,7 +301,7 @@ class _ConcurrentPuts(BlobBatch):
         digests = [b3_digest(blob) for blob in blobs]
         wanted = dict(zip(digests, blobs, strict=True))
         missing = self._service.missing(list(wanted))
-        for _ in self._service.at_once(lambda digest: self._put(wanted[digest]), missing):
+        for _ in self._service.calls.map(lambda digest: self._put(wanted[digest]), missing):
             pass
         return digests
 

@@ -6,6 +6,8 @@ those. Large blobs are cut here, so that only chunks that the server misses trav
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 from blake3 import blake3
 
 from neve.castore.blobs.base import BlobBatch, BlobWriter
-from neve.castore.blobs.bundle import Bundle, bundle_message, bundles
+from neve.castore.blobs.bundle import Bundle, bundles, fill_bundle_message
 from neve.castore.blobs.chunks import Chunker
 from neve.castore.blobs.grpc_read import BATCHES, RemoteReads, chosen, has_batches
 from neve.castore.blobs.writing import GatheringWriter
@@ -32,6 +34,7 @@ _GROUP_BLOBS = 1024
 """Blobs that are asked for and sent together."""
 
 _MAX_QUEUED_GROUPS = 3
+_QUIET_SECONDS = 20.0
 _MESSAGE_BYTES = 1024 * 1024
 _WRITE_BLOCK = 2 * 1024 * 1024
 _MAX_KNOWN = 4096
@@ -54,6 +57,12 @@ class RemoteBatch(BlobBatch):
         # What threads are making, and what takes it when its turn has come.
         self._queued: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
         self._writers = 0
+        self.parts_sent: set[int] = set()
+        """Large blobs of which something was sent and not yet the end."""
+        # Whoever uses the stream: the caller, or the thread that ends it when it is quiet.
+        self._turn = threading.RLock()
+        self._last_sent = 0.0
+        self._quiet: _Repeated | None = None
         self._failure: BaseException | None = None
         self._closed = False
 
@@ -73,12 +82,13 @@ class RemoteBatch(BlobBatch):
 
     def guarded(self, function: Callable[[], T]) -> T:
         """Runs a step. If it fails, something of what was put is lost, and ``commit`` must not work."""
-        self._check_usable()
-        try:
-            return function()
-        except BaseException as error:
-            self._failure = error
-            raise
+        with self._turn:
+            self._check_usable()
+            try:
+                return function()
+            except BaseException as error:
+                self._failure = error
+                raise
 
     # Putting.
 
@@ -124,9 +134,36 @@ class RemoteBatch(BlobBatch):
         self._stream().send(message)
 
     def _stream(self) -> Exchange:
+        self._last_sent = time.monotonic()
         if self._exchange is None:
             self._exchange = self._connection.exchange(BATCHES, "Put")
+            self._quiet = _Repeated(_QUIET_SECONDS, self._end_quiet_stream)
         return self._exchange
+
+    def _end_quiet_stream(self) -> None:
+        """Commits and ends a stream on which nothing was sent for some time: servers end such without.
+
+        Runs in a thread of its own; what is sent afterwards goes on a new stream. Blobs of which parts were
+        sent keep theirs.
+        """
+        with self._turn:
+            quiet = time.monotonic() - self._last_sent >= _QUIET_SECONDS
+            if self._exchange is not None and quiet and not self.parts_sent and self._failure is None:
+                try:
+                    self._exchange.send(rpc_batch_pb2.PutRequest(commit=True))
+                    self._exchange.receive()
+                    self._exchange.finish()
+                except BaseException as error:
+                    self._failure = error
+                self._end_stream()
+
+    def _end_stream(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.cancel()
+        if self._quiet is not None:
+            self._quiet.stop()
+            self._quiet = None
 
     def missing(self, digests: Sequence[Digest]) -> set[Digest]:
         """Those of ``digests`` that the server does not have."""
@@ -142,7 +179,7 @@ class RemoteBatch(BlobBatch):
         message = rpc_batch_pb2.PutRequest()
         size = 0
         for bundle in made:
-            message.blobs.append(bundle_message(bundle))
+            fill_bundle_message(message.blobs.add(), bundle)
             size += len(bundle.data)
             if size >= _MESSAGE_BYTES:
                 self.send(message)
@@ -155,6 +192,7 @@ class RemoteBatch(BlobBatch):
         if self._failure is None and not self._closed:
             message = rpc_batch_pb2.PutRequest()
             message.parts.add(writer=writer, abandon=True)
+            self.parts_sent.discard(writer)
             self.guarded(lambda: self.submit(lambda: message, self.send))
 
     def open_write(self) -> BlobWriter:
@@ -206,10 +244,27 @@ class RemoteBatch(BlobBatch):
         wait([future for future, _ in self._queued if not future.cancel()])
         self._queued.clear()
         self._group = []
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.cancel()
+        with self._turn:
+            self._end_stream()
         self._fallback.close()
+
+
+class _Repeated:
+    """Calls a function every so many seconds, in a thread, until it is stopped."""
+
+    def __init__(self, seconds: float, function: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._function = function
+        self._over = threading.Event()
+        threading.Thread(target=self._run, name="neve-batch-quiet", daemon=True).start()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._seconds):
+            self._function()
+
+    def stop(self) -> None:
+        """It may be in the middle of a call, which is the last."""
+        self._over.set()
 
 
 class _BatchWriter(GatheringWriter):
@@ -256,7 +311,7 @@ class _BatchWriter(GatheringWriter):
                 self._known.append(digest)
             else:
                 self._flush_known(message)
-                message.parts.add(writer=self._number, chunks=bundle_message(bundle))
+                fill_bundle_message(message.parts.add(writer=self._number).chunks, bundle)
         self._send(message)
 
     def _flush_known(self, message: rpc_batch_pb2.PutRequest) -> None:
@@ -274,6 +329,7 @@ class _BatchWriter(GatheringWriter):
 
     def _send(self, message: rpc_batch_pb2.PutRequest) -> None:
         if message.parts and self._state != "abandoned":
+            self._batch.parts_sent.add(self._number)
             self._batch.send(message)
             self._sent = True
 
@@ -296,6 +352,7 @@ class _BatchWriter(GatheringWriter):
             self._flush_known(message)
             message.parts.add(writer=self._number, end=digest)
             self._send(message)
+            self._batch.parts_sent.discard(self._number)
 
     def _release(self) -> None:
         if self._state == "closed":

@@ -12,9 +12,10 @@ A chunk that is put as a blob is stored again under the higher tag, so that it i
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 
 from blake3 import blake3
@@ -26,7 +27,8 @@ from neve.castore.blobs.pack_threads import PackThreads
 from neve.castore.blobs.writing import GatheringWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest
 from neve.errors import Corrupt, InvalidRequest, Unavailable
-from neve.packstore.frames import FRAME_TARGET, Packed, Record
+from neve.packstore.frames import FRAME_TARGET, MAX_FRAME_RECORDS, Packed, Record, is_compressible
+from neve.packstore.pack import RAW, ZSTD
 from neve.packstore.store import PackStore, Table, seal, unseal
 from neve.tree import WHOLE_FILE_LIMIT
 
@@ -36,6 +38,7 @@ _TABLE_ID = 1
 _MAX_GROUP = 1024
 _MAX_QUEUED_GROUPS = 6
 _WRITE_BLOCK = 1024 * 1024
+_MIN_MEAN_CHUNK = 32 * 1024
 
 
 def _proves(tag: int, key: bytes, data: bytes) -> bool:
@@ -103,12 +106,28 @@ class LocalBlobBatch(BlobBatch):
         self._check_usable()
         records = [Record(tag, *blob) for blob in zip(bundle.digests, contents, strict=True) if blob[1]]
         size = bundle.raw_size
-        good = len(records) == len(bundle.digests) and FRAME_TARGET // 2 <= size <= WHOLE_FILE_LIMIT
-        if not good or not bundle.zstd or not self._claim(records):
+        good = len(records) == len(bundle.digests) <= MAX_FRAME_RECORDS
+        good = good and FRAME_TARGET // 2 <= size <= WHOLE_FILE_LIMIT
+        if bundle.zstd:
+            good = good and len(bundle.data) < size
+        else:
+            # For somebody who does not compress at all it is done here.
+            good = good and len(records) == 1 and not is_compressible(records[0].data)
+        if not good or not self._claim(records):
             self._add(records)
             return
-        self._store.stage_packed(BLOBS, records, Packed(bundle.data, size))
-        self._unclaim(records)
+        with self._losing():
+            self._store.stage_packed(BLOBS, records, Packed(bundle.data, size, ZSTD if bundle.zstd else RAW))
+            self._unclaim(records)
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        """If the block raises, something that was put is lost."""
+        try:
+            yield
+        except BaseException as error:
+            self._failure = error
+            raise
 
     def _claim(self, records: Sequence[Record]) -> bool:
         """Marks ``records`` as being staged, unless one of them is or was, or comes twice."""
@@ -157,14 +176,12 @@ class LocalBlobBatch(BlobBatch):
         while len(self._queued) >= _MAX_QUEUED_GROUPS or (self._queued and self._queued[0].done()):
             self._finish_first()
         group, self._group, self._group_bytes = self._group, [], 0
-        self._queued.append(self._threads.submit(self._process, group))
+        with self._losing():
+            self._queued.append(self._threads.submit(self._process, group))
 
     def _finish_first(self) -> None:
-        try:
+        with self._losing():
             self._queued.popleft().result()
-        except BaseException as error:
-            self._failure = error
-            raise
 
     def _process(self, records: list[Record]) -> None:
         """Stages what is new of ``records``; a small blob only once a frame is full."""
@@ -213,16 +230,13 @@ class LocalBlobBatch(BlobBatch):
             self._submit()
         while self._queued:
             self._finish_first()
-        try:
+        with self._losing():
             group, self._group, self._group_bytes = self._group, [], 0
             self._process(group)
             self._stage(self._take_small())
             lists, self._lists, self._list_bytes = self._lists, [], 0
             self._process(lists)
             self._stage(self._take_small())
-        except BaseException as error:
-            self._failure = error
-            raise
 
     def open_write(self) -> BlobWriter:
         self._check_usable()
@@ -276,6 +290,13 @@ class LocalBlobWriter(GatheringWriter):
             for piece in contents:
                 self._hasher.update(piece)
             self._chunks += self._batch.put_chunk_bundle(chunks, contents)
+            self._check_chunks()
+
+    def _check_chunks(self) -> None:
+        """Refuses what somebody else has cut too finely: the list must stay short beside the contents."""
+        size = sum(chunk.size for chunk in self._chunks) if len(self._chunks) % 64 == 0 else None
+        if size is not None and size < len(self._chunks) * _MIN_MEAN_CHUNK:
+            raise InvalidRequest(f"chunks of {size // len(self._chunks)} bytes on average are too small")
 
     def _end_chunk(self) -> None:
         """Makes a chunk end here."""
@@ -296,9 +317,9 @@ class LocalBlobWriter(GatheringWriter):
             return self._batch.put_many([b"".join(self._rest())])[0]
         self._end_chunk()
         digest = self._hasher.digest()
-        if len(self._chunks) == 1:
-            # Its list would have the chunk's own key.
-            raise InvalidRequest("a blob of a single chunk is to be sent whole")
+        if sum(chunk.size for chunk in self._chunks) <= WHOLE_FILE_LIMIT:
+            # Its list would stand in the way of the whole blob, or of its only chunk: they share the key.
+            raise InvalidRequest(f"a blob of at most {WHOLE_FILE_LIMIT} bytes is to be sent whole")
         self._batch.put_list(digest, self._chunks)
         return digest
 

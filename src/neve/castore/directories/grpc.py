@@ -6,27 +6,23 @@ Our own servers take and give many per message; others get the standard calls, s
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from neve.castore.blobs.grpc import administer, listed
+from neve.castore.at_once import CallsAtOnce
+from neve.castore.blobs.grpc import administer, delete_in_parts, listed
 from neve.castore.blobs.grpc_read import BATCHES, has_batches
 from neve.castore.closure import RootToLeaves
 from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
 from neve.castore.directories.ahead import EncodedDirectories
 from neve.castore.directories.base import (
-    CheckingPutter,
     DirectoryPutter,
     DirectoryService,
-    directory_not_found,
 )
+from neve.castore.directories.spool import SpoolingPutter
 from neve.castore.directory import Directory
 from neve.errors import Corrupt, InvalidRequest, NotFound
 from neve.proto.neve.admin.protos import rpc_admin_pb2
@@ -37,9 +33,8 @@ from neve.rpc.channel import Connection, NotOffered
 
 DIRECTORIES: ServiceDescriptor = rpc_directory_pb2.DESCRIPTOR.services_by_name["DirectoryService"]
 
-_CALLS_AT_ONCE = 16
 _AHEAD_BYTES = 64 * 1024 * 1024
-_SPOOL_IN_MEMORY = 16 * 1024 * 1024
+_LEAST_HELD = 100
 _MESSAGE_BYTES = 1024 * 1024
 _QUESTION = 4096
 
@@ -50,8 +45,7 @@ class GrpcDirectoryService(DirectoryService):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._ahead = EncodedDirectories(_AHEAD_BYTES)
-        self._pool: ThreadPoolExecutor | None = None
-        self._pool_lock = threading.Lock()
+        self._calls = CallsAtOnce()
         self._closed = False
 
     # Getting.
@@ -64,7 +58,8 @@ class GrpcDirectoryService(DirectoryService):
         with contextlib.suppress(NotFound), contextlib.closing(self._closure(digest)) as closure:
             for encoded in closure:
                 self._ahead.put(encoded)
-                held += len(encoded)
+                # Empty ones count too: the answer may be anybody's, and have no end.
+                held += max(len(encoded), _LEAST_HELD)
                 if held > self._ahead.capacity // 2:
                     return
 
@@ -133,28 +128,8 @@ class GrpcDirectoryService(DirectoryService):
             yield from message.directories
 
     def _get_at_once(self, digests: Sequence[Digest]) -> dict[Digest, Directory]:
-        result: dict[Digest, Directory] = {}
-        source = iter(digests)
-        pending: deque[tuple[Digest, Future[Directory | None]]] = deque()
-        try:
-            while True:
-                for digest in islice(source, _CALLS_AT_ONCE - len(pending)):
-                    pending.append((digest, self._executor().submit(self.get, digest)))
-                if not pending:
-                    return result
-                digest, future = pending.popleft()
-                directory = future.result()
-                if directory is not None:
-                    result[digest] = directory
-        finally:
-            for _, future in pending:
-                future.cancel()
-
-    def _executor(self) -> ThreadPoolExecutor:
-        with self._pool_lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="neve-grpc")
-            return self._pool
+        found = zip(digests, self._calls.map(self.get, digests), strict=True)
+        return {digest: directory for digest, directory in found if directory is not None}
 
     def get_recursive(self, digest: Digest) -> Iterator[Directory]:
         closure = RootToLeaves(check_digest(digest))
@@ -234,17 +209,13 @@ class GrpcDirectoryService(DirectoryService):
 
     def delete_many(self, digests: Sequence[Digest]) -> int:
         self._ahead.clear()
-        run = b"".join(check_digest(digest) for digest in digests)
-        request = rpc_admin_pb2.DeleteRequest(digests=run)
-        count: int = administer(self._connection, "delete Directories", "DeleteDirectories", request).deleted
-        return count
+        return delete_in_parts(self._connection, "delete Directories", "DeleteDirectories", digests)
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._calls.close()
         self._connection.close()
 
 
@@ -266,48 +237,22 @@ def _messages(directories: Iterable[bytes]) -> Iterator[rpc_batch_pb2.Directorie
         yield message
 
 
-class _Putter(CheckingPutter):
-    """Spools the closure and sends it once it is known to be valid."""
+class _Putter(SpoolingPutter):
+    """Sends the closure once it is known to be valid."""
 
     def __init__(self, service: GrpcDirectoryService) -> None:
         super().__init__()
         self._service = service
-        self._known: set[Digest] = set()
         self._last: Digest = b""
-        self._spool = SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)  # noqa: SIM115 - closed by _release
-
-    def put_built(self, encoded: bytes, digest: Digest) -> None:
-        self._check_open()
-        try:
-            self._keep(encoded, digest)
-        except BaseException:
-            self.abandon()
-            raise
-        self._last_built = digest
 
     def _keep(self, encoded: bytes, digest: Digest) -> None:
         self._last = digest
-        if digest not in self._known:
-            self._known.add(digest)
-            self._spool.write(len(encoded).to_bytes(4, "little"))
-            self._spool.write(encoded)
+        super()._keep(encoded, digest)
 
     def _commit(self) -> None:
-        self._spool.seek(0)
-        self._service.put_closure(self._spooled(), self._last)
-
-    def _spooled(self) -> Iterator[bytes]:
-        while head := self._spool.read(4):
-            yield self._spool.read(int.from_bytes(head, "little"))
-
-    def _release(self) -> None:
-        self._spool.close()
-        self._known.clear()
+        self._service.put_closure((encoded for _, encoded in self._spooled()), self._last)
 
 
 def open_grpc(address: Address) -> GrpcDirectoryService:
     """``grpc+unix:///socket``, ``grpc+http://host:port``, ``grpc+https://host:port``"""
     return GrpcDirectoryService(Connection.open(address))
-
-
-__all__ = ["GrpcDirectoryService", "directory_not_found", "open_grpc"]

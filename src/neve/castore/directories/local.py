@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 
 from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
-from neve.castore.directories.base import CheckingPutter, DirectoryPutter, DirectoryService
+from neve.castore.directories.base import DirectoryPutter, DirectoryService
+from neve.castore.directories.spool import SpoolingPutter
 from neve.castore.directory import Directory, child_digests
 from neve.errors import Corrupt, InvalidRequest, NotFound
 from neve.packstore.address import open_address
 from neve.packstore.frames import FRAME_TARGET, Record
-from neve.packstore.layout import os_errors
 from neve.packstore.store import PackStore, Table
 from neve.registry import Address
 
 DIRECTORIES = Table(2, "directories", lambda tag, key, data: b3_digest(data) == key)
 
 _TAG = 1
-_SPOOL_IN_MEMORY = 16 * 1024 * 1024
 _PORTION_BYTES = 1024 * 1024
 """Directories longer than this together are not held at once (decoded they take some times as much)."""
 
@@ -95,66 +92,33 @@ class LocalDirectoryService(DirectoryService):
             self._store.close()
 
 
-class _Putter(CheckingPutter):
-    """Spools what it is given and only stages it when the closure is known to be valid.
+class _Putter(SpoolingPutter):
+    """Only stages a closure when it is known to be valid.
 
     Packs are all that is needed to rebuild the index, so nothing of a refused stream may get there.
     """
 
     def __init__(self, store: PackStore) -> None:
-        super().__init__()
+        self._writer = store.writer  # First: a store that is read-only has none.
+        super().__init__(str(store.temporary_folder()))
         self._store = store
-        self._writer = store.writer
-        self._known: set[Digest] = set()
-        self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by _release
-            max_size=_SPOOL_IN_MEMORY, dir=str(store.temporary_folder())
-        )
-
-    def put_built(self, encoded: bytes, digest: Digest) -> None:
-        self._check_open()
-        try:
-            self._keep(encoded, digest)
-        except BaseException:
-            self.abandon()
-            raise
-        self._last_built = digest
-
-    def _keep(self, encoded: bytes, digest: Digest) -> None:
-        if digest in self._known:
-            return
-        self._known.add(digest)
-        with os_errors(f"cannot spool Directories in {self._store.temporary_folder()}"):
-            self._spool.write(digest + len(encoded).to_bytes(4, "little"))
-            self._spool.write(encoded)
 
     def _commit(self) -> None:
         epoch = self._writer.epoch
-        with os_errors(f"cannot spool Directories in {self._store.temporary_folder()}"):
-            self._spool.seek(0)
-            group: list[Record] = []
-            size = 0
-            for record in self._spooled():
-                group.append(record)
-                size += len(record.data)
-                if size >= FRAME_TARGET:
-                    self._stage(group)
-                    group, size = [], 0
-            self._stage(group)
+        group: list[Record] = []
+        size = 0
+        for digest, encoded in self._spooled():
+            group.append(Record(_TAG, digest, encoded))
+            size += len(encoded)
+            if size >= FRAME_TARGET:
+                self._stage(group)
+                group, size = [], 0
+        self._stage(group)
         self._writer.commit(epoch)
 
     def _stage(self, group: list[Record]) -> None:
         absent = set(self._store.missing(DIRECTORIES, [record.key for record in group]))
         self._store.stage(DIRECTORIES, [record for record in group if record.key in absent])
-
-    def _spooled(self) -> Iterator[Record]:
-        while head := self._spool.read(36):
-            yield Record(_TAG, head[:32], self._spool.read(int.from_bytes(head[32:], "little")))
-
-    def _release(self) -> None:
-        with contextlib.suppress(OSError):
-            # Of no interest: on a full disk it cannot write what it still holds in memory.
-            self._spool.close()
-        self._known.clear()
 
 
 def _decoded(digest: Digest, encoded: bytes) -> Directory:

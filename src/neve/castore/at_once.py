@@ -1,0 +1,51 @@
+"""The same call for many items, several at once: for servers where each call has to travel."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+CALLS_AT_ONCE = 16
+
+
+class CallsAtOnce:
+    """Threads that make calls; they start when first needed and end with ``close``. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def map(self, function: Callable[[Item], T], items: Iterable[Item]) -> Generator[T, None, None]:
+        """What ``function`` makes of each item, in order; ``items`` is consumed a bounded number ahead."""
+        source = iter(items)
+        pending: deque[Future[T]] = deque()
+        try:
+            while True:
+                for item in islice(source, CALLS_AT_ONCE - len(pending)):
+                    pending.append(self._executor().submit(function, item))
+                if not pending:
+                    return
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="neve-grpc")
+            return self._pool
+
+    def close(self) -> None:
+        """Can be called again."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
