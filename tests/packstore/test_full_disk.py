@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from neve.castore.blobs.local import LocalBlobService
-from neve.castore.directories import local
+from neve.castore.directories import spool
 from neve.castore.directories.local import LocalDirectoryService
 from neve.errors import DiskFull, PermissionDenied
 from neve.packstore.frames import Record
@@ -214,7 +214,7 @@ def test_creating_on_a_full_disk(tmp_path: Path, disk: Disk) -> None:
 
 
 def test_services_on_a_full_disk(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_SPOOL_IN_MEMORY", 1000)
+    monkeypatch.setattr(spool, "_IN_MEMORY", 1000)
     root = disk(tmp_path / "disk", 3_000_000)
     blobs = LocalBlobService(PackStore.open(root / "store"))
     directories = LocalDirectoryService(PackStore.open(root / "store"))

@@ -601,9 +601,22 @@ def test_certificates_that_cannot_be_used(certificates: Certificates, tmp_path: 
             read_tls(files)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_certificates_that_may_not_be_read(certificates: Certificates, tmp_path: Path) -> None:
+def test_certificates_that_may_not_be_read(
+    certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = tmp_path / "secret"
     secret.touch(0)
-    with pytest.raises(PermissionDenied, match=f"--tls-key {secret}: Permission denied"):
-        read_tls(TlsFiles(certificate=str(certificates.server_certificate), key=str(secret)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "server.pem").write_bytes(certificates.server_certificate.read_bytes())
+    files = TlsFiles(certificate="server.pem", key="secret")
+    root = os.geteuid() == 0
+    if root:
+        # Root may read everything; relative paths, because nobody else may enter the test's folders.
+        tmp_path.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionDenied, match="--tls-key secret: Permission denied"):
+            read_tls(files)
+    finally:
+        if root:
+            os.seteuid(0)
