@@ -19,6 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from neve.rpc.tuning import tune
+
+tune(os.environ)  # As the command line does, for the clients that are part of a benchmark.
+
 NEVE = [sys.executable, "-m", "neve.cli"]
 NIX = ["nix", "--extra-experimental-features", "nix-command"]
 KERNEL_ARCHIVE = Path("/usr/src/linux-source-6.1.tar.xz")

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from neve.cli import logs
 from neve.cli.interrupts import interruptible
+from neve.rpc import tuning
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BYTES = 32 * 1024 * 1024
@@ -30,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process); returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logs.configure(logging.INFO, as_json=False)
-    # Its library would log lines of its own, for instance when a server goes.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    tuning.tune(os.environ)
     if argv is None:
         _tune_memory()
     try:

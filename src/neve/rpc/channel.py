@@ -34,7 +34,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds before a call is repeated; each pause is twice the last, and shortened at random by up to half."""
 
 _RECONNECT_SECONDS = 3.0
-"""Seconds to wait for a server that was there before a call that cannot be repeated."""
+"""Seconds to wait for a server that was not there for another call."""
 
 _MAX_RECONNECT_MS = 1000
 """Pause between attempts to connect. The pauses before a call is repeated are longer in all, so that a
@@ -71,8 +71,9 @@ class Connection:
         self.timeout = target.timeout
         self._users = 1
         self._reached = False
-        # Whether a call has lost the connection, and no call has been answered since.
+        # Whether a call has not found the server, and none has been answered since.
         self._lost = False
+        self._closed = False
         self._lacking: set[str] = set()
         self._having: set[str] = set()
         self._methods: dict[str, dict[str, Method]] = {}
@@ -107,6 +108,7 @@ class Connection:
             self._users -= 1
             if self._users == 0:
                 self._opened.pop(self.target.identity, None)
+                self._closed = True
                 self._channel.close()
 
     def wait_connected(self) -> None:
@@ -127,8 +129,9 @@ class Connection:
         self._reached, self._lost = True, False
 
     def _find_again(self) -> None:
-        """Waits a moment for a server that was there, for calls that cannot be repeated."""
-        if self._lost:
+        """Waits a moment for a server that was not there for another call. The library would not look
+        again so soon, but repeat what it has found."""
+        if self._lost and not self._closed:
             self._wait(min(self.timeout, _RECONNECT_SECONDS))
 
     # What the server has.
@@ -177,6 +180,7 @@ class Connection:
     ) -> Any:
         """One request, one answer; repeated while the server cannot be reached, so it must be a call
         that can be. ``timeout`` in seconds, default that of the address; ``raw``: bytes in and out."""
+        self._find_again()
         method = self._method(service, name)
         stub = self._stub(method, raw)
         seconds = timeout or self.timeout
@@ -189,6 +193,7 @@ class Connection:
 
         With ``raw`` the answers are bytes. A generator: ending it early cancels the call.
         """
+        self._find_again()
         method = self._method(service, name)
         stub = self._stub(method, raw)
         pauses = self._pauses()
@@ -241,6 +246,8 @@ class Connection:
     # How.
 
     def _method(self, service: ServiceDescriptor, name: str) -> Method:
+        if self._closed:
+            raise Unavailable(f"{self.url}: {name}: the connection is closed")
         methods = self._methods.get(service.full_name)
         if methods is None:
             named = snix_name(service.full_name) if self.target.flavor == "snix" else service.full_name
@@ -296,7 +303,7 @@ class Connection:
         code = code_of(failure)
         if code is grpc.StatusCode.UNAVAILABLE:
             self._reached |= not details_of(failure).startswith(_NEVER_CONNECTED)
-            self._lost = self._reached
+            self._lost = True
         elif code not in _WITHOUT_ANSWER:
             self._answered()
 

@@ -47,6 +47,7 @@ class Stream:
         self.since = time.monotonic()
         self.busy = 0
         """Above 0 while the server works for it: then it is not the client's turn."""
+        self.busy_since = 0.0
         self.expired = False
         self.pulls: list[Pull[Any]] = []
         """What makes the messages of its answer."""
@@ -93,12 +94,16 @@ class Calls:
         if stream is None:
             yield
             return
+        if not stream.busy:
+            stream.busy_since = time.monotonic()
         stream.busy += 1
         try:
             yield
         finally:
             stream.busy -= 1
-            stream.since = time.monotonic()
+            if not stream.busy:
+                # The window is as much longer. It does not begin anew: messages of a byte would do for that.
+                stream.since += time.monotonic() - stream.busy_since
 
     def _stream(self) -> Stream | None:
         task = asyncio.current_task()

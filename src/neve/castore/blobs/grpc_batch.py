@@ -305,13 +305,19 @@ class _BatchWriter(GatheringWriter):
     def _send_chunks(self, made: tuple[list[Digest], dict[Digest, Bundle]]) -> None:
         digests, new = made
         message = rpc_batch_pb2.PutRequest()
+        size = 0
         for digest in digests:
             bundle = new.get(digest)
             if bundle is None:
                 self._known.append(digest)
-            else:
-                self._flush_known(message)
-                fill_bundle_message(message.parts.add(writer=self._number).chunks, bundle)
+                continue
+            self._flush_known(message)
+            fill_bundle_message(message.parts.add(writer=self._number).chunks, bundle)
+            size += len(bundle.data)
+            # A piece that was written may be of any length, a message may not.
+            if size >= _MESSAGE_BYTES:
+                self._send(message)
+                message, size = rpc_batch_pb2.PutRequest(), 0
         self._send(message)
 
     def _flush_known(self, message: rpc_batch_pb2.PutRequest) -> None:
