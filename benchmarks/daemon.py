@@ -190,32 +190,68 @@ def stat_client(url: str, calls: int, ready: object, results: object) -> None:
     connection.close()
 
 
-def measure_stat(work: Path, runs: int, calls: int) -> None:
-    rows = []
+def serve_nothing(path: str) -> None:
+    """A server that answers each Stat with an empty message: what gRPC in Python costs by itself."""
+    import asyncio
+
+    import grpc
+    import uvloop
+
+    async def stat(_request: bytes, _context: object) -> bytes:
+        return b""
+
+    async def serve() -> None:
+        server = grpc.aio.server()
+        handler = grpc.unary_unary_rpc_method_handler(stat)
+        name = BLOBS.full_name
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Stat": handler}),))
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        await asyncio.Event().wait()
+
+    uvloop.run(serve())
+
+
+@contextlib.contextmanager
+def nothing(work: Path) -> Iterator[tuple[str, int]]:
+    """The address of such a server."""
+    path = work / "nothing"
+    process = multiprocessing.get_context("spawn").Process(target=serve_nothing, args=(str(path),))
+    process.start()
+    try:
+        while not path.exists():
+            time.sleep(0.02)
+        yield f"grpc+unix://{path}", process.pid or 0
+    finally:
+        process.kill()
+        process.join()
+        path.unlink()
+
+
+def calls_a_second(url: str, calls: int) -> float:
+    """How many Stat calls clients make, each in a process of its own and one after the other."""
     context = multiprocessing.get_context("spawn")
-    for workers in (1, 2):
-        rates = []
-        for _ in range(runs):
-            with daemon(fresh(work / "small"), work, workers) as (url, _):
-                ready, results = context.Barrier(CLIENTS), context.Queue()
-                clients = [
-                    context.Process(target=stat_client, args=(url, calls, ready, results))
-                    for _ in range(CLIENTS)
-                ]
-                for client in clients:
-                    client.start()
-                times = [results.get() for _ in clients]
-                for client in clients:
-                    client.join()
-                rates.append(CLIENTS * calls / (max(t[1] for t in times) - min(t[0] for t in times)))
-        rows.append(
-            [
-                f"Blob.Stat, {CLIENTS} clients, {workers} worker(s)",
-                median_of(rates),
-                "3500" if workers == 2 else "-",
-            ]
-        )
-    table("small calls", ["what", "calls/s", "goal"], rows)
+    ready, results = context.Barrier(CLIENTS), context.Queue()
+    clients = [context.Process(target=stat_client, args=(url, calls, ready, results)) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    times = [results.get() for _ in clients]
+    for client in clients:
+        client.join()
+    return CLIENTS * calls / (max(t[1] for t in times) - min(t[0] for t in times))
+
+
+def measure_stat(work: Path, runs: int, calls: int) -> None:
+    rates: dict[str, list[float]] = {}
+    for _ in range(runs):
+        with nothing(work) as (url, _pid):
+            rates.setdefault("a server that does nothing", []).append(calls_a_second(url, calls))
+        for workers in (1, 2):
+            with daemon(fresh(work / "small"), work, workers) as (url, _pid):
+                rates.setdefault(f"Blob.Stat, {workers} worker(s)", []).append(calls_a_second(url, calls))
+    table(f"small calls of {CLIENTS} clients", ["what", "calls/s", "goal"], [
+        [name, median_of(several), "3500" if "2 worker" in name else "-"] for name, several in rates.items()
+    ])  # fmt: skip
 
 
 def main() -> None:
