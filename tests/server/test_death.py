@@ -147,7 +147,7 @@ def test_killed_in_the_middle(kind: Kind, folder: Path) -> None:
     moments = random.Random(len(kind.makes))
     client: Client | None = None
     broken = 0
-    for number in range(6):
+    for number in range(4):
         with served(f"local://{store}", socket) as server:
             client = client or Client(server.url)
             assert not client.blobs.has(bytes(32))

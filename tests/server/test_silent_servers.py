@@ -118,7 +118,7 @@ def unavailable(match: str = "") -> Any:
 
 @every_call
 def test_a_server_that_accepts_and_never_answers(call: Callable[[Client], object]) -> None:
-    with raw_server(silent) as url, nothing_left(), client_of(f"{url}?timeout=0.2") as client, unavailable():
+    with raw_server(silent) as url, nothing_left(), client_of(f"{url}?timeout=0.1") as client, unavailable():
         call(client)
 
 
@@ -188,7 +188,7 @@ def test_handlers_that_never_end(call: Callable[[Client], object], takes: bool) 
     with (
         foreign_server(blobs=sleeping, directories=sleeping, others=((BATCHES, sleeping),)) as url,
         nothing_left(),
-        client_of(f"{url}?timeout=0.2") as client,
+        client_of(f"{url}?timeout=0.1") as client,
         unavailable(),
     ):
         call(client)
@@ -289,15 +289,15 @@ def test_a_stream_that_stalls(daemon: RunningDaemon, way: Proxy) -> None:
 def test_consumers_may_take_their_time(daemon: RunningDaemon) -> None:
     """What is waited for is the server, not who reads."""
     store_blob(daemon)
-    with client_of(f"{daemon.url}?timeout=0.3") as client:
+    with client_of(f"{daemon.url}?timeout=1") as client:
         pieces = client.blobs.stream(DIGEST)
         read = next(pieces)
-        time.sleep(1)
+        time.sleep(1.8)
         assert read + b"".join(pieces) == BLOB
         with client.blobs.batch() as batch:
             batch.put_many([b"one"])
             assert batch.keep_many([DIGEST]) == []
-            time.sleep(1)
+            time.sleep(1.8)
             batch.put_many([b"two"])
             batch.commit()
         assert client.blobs.missing([b3_digest(b"one"), b3_digest(b"two")]) == []
