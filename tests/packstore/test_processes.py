@@ -193,7 +193,8 @@ class Promises:
         self.perhaps_counted = 0
 
     def read(self, diary: Path) -> None:
-        for line in diary.read_text().splitlines():
+        # What comes after the last end of a line was being written when the writer was killed.
+        for line in diary.read_text().split("\n")[:-1]:
             intended, what = line.startswith("? "), line.removeprefix("? ")
             if what.startswith("count"):
                 self.perhaps_counted += intended

@@ -47,6 +47,15 @@ class Served:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "marked\n"
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It does nothing during the block."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
     def memory(self, name: str = "VmHWM") -> int:
         """Bytes of memory that it has taken at most."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():

@@ -366,7 +366,7 @@ def test_without_workers_clients_wait(place: Place) -> None:
 
 def test_a_worker_that_answers_later(unix: Place, tmp_path: Path) -> None:
     unix.splicer.add_backend(1, {"use": str(tmp_path / "backend0")})
-    with unix.connect() as first, unix.connect() as second, logged() as messages:
+    with logged() as messages, unix.connect() as first, unix.connect() as second:
         until(lambda: bool(messages))
         for client in (first, second):
             client.sendall(b"hello")

@@ -44,9 +44,14 @@ _SYNC_BEFORE_LOCK = 4 * 1024 * 1024
 """With more unsynced bytes than this the pack is synced before the index's write lock is taken, so
 that other processes wait for a small sync only."""
 
-_CROWD_PAUSE, _CROWD_PATIENCE = 0.002, 0.02
-"""Seconds: where several threads write, a commit waits for more to come, as long as they come without a
-pause like this, and for so long in all. One that writes alone is never kept waiting."""
+_CROWD_PAUSE, _MAX_CROWD_PAUSE, _CROWD_PATIENCE = 0.002, 0.01, 10
+"""Where several threads write, a commit waits for more to come: as long as they come without a pause of so
+many seconds, and for so many such pauses in all. The pause is longer the more of them there are, for they
+are slowed down by each other (the interpreter alone lets a thread run for 5 ms before the next one's turn).
+One that writes alone is never kept waiting."""
+_PAUSE_A_WRITER = 0.0005
+_JUST_NOW = 0.02
+"""Seconds for which who wrote last is remembered."""
 
 _Staged = dict[int, dict[bytes, Location]]
 
@@ -75,7 +80,7 @@ class Writer:
         self._updates: list[Update] = []
         self._leading = False
         self._waiting = 0
-        self._last_leader = (0, False, 0.0)
+        self._last_leader = (0, 0, 0.0)
         self._epoch = 0
         self._failure: BaseException | None = None
         # The leader's: what the commit under way is made of.
@@ -199,7 +204,7 @@ class Writer:
     def _lead(self) -> None:
         failure: BaseException | None = None
         try:
-            self._arrivals.gather(_CROWD_PAUSE, _CROWD_PATIENCE if self._is_crowded() else 0)
+            self._arrivals.gather(*self._patience())
             while True:
                 try:
                     self._commit_once()
@@ -216,16 +221,19 @@ class Writer:
                 update.done = True
             self._committing, self._running = {}, []
             self._leading = False
-            self._last_leader = (threading.get_ident(), self._waiting > 0, time.monotonic())
+            self._last_leader = (threading.get_ident(), self._waiting, time.monotonic())
             self._state.notify_all()
         if failure is not None:
             raise failure
 
-    def _is_crowded(self) -> bool:
-        """Whether others write too: they were waiting at the last commit, or led it just now."""
-        leader, others_waited, ended = self._last_leader
-        just_now = time.monotonic() - ended < _CROWD_PATIENCE
-        return just_now and (others_waited or leader != threading.get_ident())
+    def _patience(self) -> tuple[float, float]:
+        """For how long a pause, and how long in all, more are waited for: only if others write too, that is,
+        were waiting at the last commit, or led it just now."""
+        leader, waited, ended = self._last_leader
+        if time.monotonic() - ended > _JUST_NOW or not (waited or leader != threading.get_ident()):
+            return 0, 0
+        pause = min(max(_CROWD_PAUSE, _PAUSE_A_WRITER * max(waited, self._waiting)), _MAX_CROWD_PAUSE)
+        return pause, _CROWD_PATIENCE * pause
 
     def _give_up(self, failure: BaseException) -> None:
         """After a failed commit: whether staged bytes are on the disk is unknown, so all are dropped.
