@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,15 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _mounts,
     "strace": lambda: _program("strace"),
 }
+
+
+def pytest_configure() -> None:
+    """Programs that tests start must hear signals, also where those are ignored: as by what a shell runs
+    in the background, or nohup."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import pytest
 
 from .conftest import KERNEL_SOURCE
 
-pytestmark = [pytest.mark.kernel, pytest.mark.nix, pytest.mark.slow]
+pytestmark = [pytest.mark.kernel, pytest.mark.nix, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture

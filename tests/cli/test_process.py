@@ -73,7 +73,7 @@ def test_interrupted_import(
     with spawn("import", big_tree) as process:
         _wait_for(lambda: _has_open(process, "zz-sparse"))
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=90)
     assert process.returncode == 128 + number
     assert out == b""
     assert err == b"neve: interrupted\n"
@@ -93,7 +93,7 @@ def test_interrupted_export_leaves_nothing(neve: Neve, spawn: Spawn, tmp_path: P
     with spawn("export", path, tmp_path / "here" / "out") as process:
         _wait_for(lambda: bool(os.listdir(tmp_path / "here")))
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=90)
     assert process.returncode == 130
     assert os.listdir(tmp_path / "here") == []
 
@@ -124,7 +124,7 @@ with interrupts.grace(float(sys.argv[1])):
             for _ in range(signals):
                 process.send_signal(signal.SIGINT)
                 time.sleep(0.05)
-            assert process.wait(timeout=30) == 130
+            assert process.wait(timeout=90) == 130
 
 
 def test_ignored_signals_stay_ignored() -> None:

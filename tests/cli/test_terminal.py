@@ -110,7 +110,7 @@ def test_binary_data_stays_off_the_terminal(neve: Neve, spawn: Spawn, tree: Path
 def test_nothing_is_typed_in(spawn: Spawn, command: list[str]) -> None:
     with terminal() as (_, program), spawn(*command, stdin=program) as process:
         os.close(program)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=90)
     assert process.returncode == 2
     assert b"not typed in" in err
 

@@ -9,11 +9,11 @@ diary: ``? WHAT`` before something is asked of the store, ``WHAT`` once it was a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from neve.packstore.frames import Record
@@ -83,8 +83,10 @@ def main(folder: Path, diaries: Path) -> None:
         number, seed = map(int, line.split())
         child = os.fork()
         if child == 0:
-            with contextlib.suppress(KeyboardInterrupt):
+            try:
                 write_until_killed(PackStore.open(folder), Diary(diaries / str(number)), seed)
+            except BaseException:
+                traceback.print_exc()
             os._exit(1)
         print(child, flush=True)
 

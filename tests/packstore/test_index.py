@@ -328,6 +328,47 @@ def test_opening_while_others_commit(opened: Index, folder: Path) -> None:
         writer.result()
 
 
+@pytest.mark.parametrize("commits", [1, 2, 3, 4])
+@pytest.mark.parametrize("look", [0, 1, 2])
+def test_commits_between_two_looks(
+    opened: Index, folder: Path, monkeypatch: pytest.MonkeyPatch, look: int, commits: int
+) -> None:
+    """Behind the look at the first meta page, at the second, or at all other pages."""
+    fill(opened, range(3000))
+    pread, looks = os.pread, []
+
+    def held_up(fd: int, size: int, offset: int) -> bytes:
+        data = pread(fd, size, offset)
+        if len(looks) == look:
+            for number in range(commits):
+                put(opened, 1, number)
+        looks.append(offset)
+        return data
+
+    monkeypatch.setattr(os, "pread", held_up)
+    check_data_file(folder)
+    assert len(looks) >= 3
+
+
+def test_a_page_that_is_being_written_anew(
+    opened: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one commit frees the next one writes to: before the meta page tells of that."""
+    fill(opened, range(3000))
+    run, results = datafile._PageCheck.run, []
+
+    def disturbed(check: datafile._PageCheck) -> int | None:
+        results.append(run(check))
+        if len(results) == 1:
+            put(opened, 1, 1)
+            return 5
+        return results[-1]
+
+    monkeypatch.setattr(datafile._PageCheck, "run", disturbed)
+    check_data_file(folder)
+    assert results == [None, None]
+
+
 # Without a lock file that can be written.
 
 

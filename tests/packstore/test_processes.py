@@ -135,6 +135,7 @@ class Writers:
         diaries.mkdir()
         self._diaries = diaries
         self._count = 0
+        self._pids: list[int] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.packstore.doomed_writers", str(folder), str(diaries)],
             stdin=subprocess.PIPE,
@@ -151,7 +152,9 @@ class Writers:
         self._input.flush()
         assert self._process.stdout is not None
         pid = int(self._process.stdout.readline())
+        self._pids.append(pid)
         while not diary.exists() or not diary.stat().st_size:
+            os.kill(pid, 0)  # Fails if it has ended.
             time.sleep(0.002)
         return pid, diary
 
@@ -161,6 +164,9 @@ class Writers:
         return self._process.stdin
 
     def close(self) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._input.close()
         assert self._process.wait(60) == 0
         if self._process.stdout is not None:

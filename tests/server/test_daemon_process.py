@@ -29,7 +29,7 @@ from neve.testing.servers import Certificates, make_certificates
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-SECONDS = 30
+SECONDS = 90
 
 
 def until(condition: Callable[[], bool]) -> None:

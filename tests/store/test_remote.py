@@ -544,7 +544,7 @@ def test_a_listing_does_not_wait_for_the_verification(tmp_path: Path) -> None:
     for i in range(120):
         info = path_info(f"p{i}", references=references)
         theirs.path_infos.put(replace(info, node=node))
-    limits = Limits(stream_idle_seconds=1.0, min_stream_bytes=1 << 40)
+    limits = Limits(stream_idle_seconds=3.0, min_stream_bytes=1 << 40)
     with running_daemon(theirs, folder=tmp_path, limits=limits) as daemon:
         services = open_services(daemon.url)
         real = services.blobs.missing
@@ -553,7 +553,7 @@ def test_a_listing_does_not_wait_for_the_verification(tmp_path: Path) -> None:
         def slow(digests: Sequence[bytes]) -> list[bytes]:
             if len(waited) < 6:
                 waited.append(None)
-                time.sleep(0.25)
+                time.sleep(0.75)
             return real(digests)
 
         services.blobs.missing = slow  # type: ignore[method-assign]

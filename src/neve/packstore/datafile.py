@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from neve.errors import Corrupt
+from neve.errors import Corrupt, Unavailable
 from neve.packstore.layout import os_errors
 from neve.packstore.location import REPAIR
 
@@ -28,6 +28,8 @@ PAGES_CHECKED_UP_TO = 8 * 1024 * 1024
 two milliseconds a megabyte, and reads all of the file."""
 
 _ATTEMPTS = 5
+_META_ATTEMPTS = 100
+_META_BYTES = 4096
 _LOCK_HEAD, _LOCK_OF_READER = 128, 64
 _PAGE_SIZES = {1 << bits for bits in range(9, 16)}
 _PAGE_HEAD = struct.Struct("<QHHHH")
@@ -81,38 +83,61 @@ def check_data_file(folder: Path) -> None:
         except FileNotFoundError:
             return
         try:
-            if size := os.fstat(fd).st_size:
-                _check(fd, size, path)
+            if os.fstat(fd).st_size:
+                _check(fd, path)
         finally:
             os.close(fd)
 
 
-def _check(fd: int, size: int, path: Path) -> None:
+def _check(fd: int, path: Path) -> None:
     for _ in range(_ATTEMPTS):
-        meta = _newest_meta(fd, size, path)
+        meta = _newest_meta(fd, path)
+        size = os.fstat(fd).st_size
         if size > PAGES_CHECKED_UP_TO:
             return
         # In one piece: page by page, from a disk, it takes a hundred times as long.
         damaged = _PageCheck(os.pread(fd, size, 0), meta).run()
         if damaged is None:
             return
-        # Other processes may go on committing; two commits later pages of this state are used again.
-        if _newest_meta(fd, size, path).transaction < meta.transaction + 2:
+        # Other processes may go on committing. What the next transaction frees, the one after it writes to,
+        # before its meta page says so.
+        if _newest_meta(fd, path).transaction == meta.transaction:
             raise Corrupt(f"{path}: page {damaged} is damaged; {REPAIR}")
 
 
-def _newest_meta(fd: int, size: int, path: Path) -> _Meta:
-    """The meta page in use, checked against the other one and the length of the file."""
-    first = _read_meta(os.pread(fd, 4096, 0), 0)
-    second = first and _read_meta(os.pread(fd, 4096, first.page_size), 1)
+def _newest_meta(fd: int, path: Path) -> _Meta:
+    """The meta page in use, checked against the other one and the length of the file.
+
+    Between two looks other processes may have committed several times, so what does not fit together
+    counts only if it stays the same.
+    """
+    pages = _meta_pages(fd)
+    for _ in range(_META_ATTEMPTS):
+        try:
+            return _checked_meta(fd, path, *pages)
+        except Corrupt:
+            before, pages = pages, _meta_pages(fd)
+            if pages == before:
+                raise
+    raise Unavailable(f"{path}: other processes write to the index faster than it can be read; try again")
+
+
+def _meta_pages(fd: int) -> tuple[_Meta | None, _Meta | None]:
+    """Both meta pages, as far as they are such."""
+    first = _read_meta(os.pread(fd, _META_BYTES, 0), 0)
+    return first, first and _read_meta(os.pread(fd, _META_BYTES, first.page_size), 1)
+
+
+def _checked_meta(fd: int, path: Path, first: _Meta | None, second: _Meta | None) -> _Meta:
     if first is None or second is None or first.page_size != second.page_size:
+        size = os.fstat(fd).st_size
         raise Corrupt(f"{path}: a meta page is damaged or cut off ({size} bytes); {REPAIR}")
     older, newer = sorted((first, second), key=lambda meta: meta.transaction)
     # The two take turns, the first with the even transactions, both 0 in a new file.
     if newer.transaction and (newer.transaction - older.transaction != 1 or first.transaction % 2):
         raise Corrupt(f"{path}: a meta page is damaged (its transaction number); {REPAIR}")
     expected = (newer.last_page + 1) * newer.page_size
-    if os.fstat(fd).st_size < expected:
+    if (size := os.fstat(fd).st_size) < expected:
         raise Corrupt(f"{path} is truncated: {size} bytes, its meta page says {expected}; {REPAIR}")
     return newer
 
