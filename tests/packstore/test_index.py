@@ -335,7 +335,8 @@ def test_commits_between_two_looks(
 ) -> None:
     """Behind the look at the first meta page, at the second, or at all other pages."""
     fill(opened, range(3000))
-    pread, looks = os.pread, []
+    pread = os.pread
+    looks: list[int] = []
 
     def held_up(fd: int, size: int, offset: int) -> bytes:
         data = pread(fd, size, offset)
