@@ -44,6 +44,7 @@ def _kernel_source() -> str | None:
 
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
+    "browser": lambda: _program("chromium") or _program("chromedriver"),
     "kernel": _kernel_source,
     "nix": lambda: _program("nix-store"),
     "root": _mounts,

@@ -19,7 +19,7 @@ from typing import Any
 from neve.server.limits import Limits
 from neve.server.process import serve
 from neve.server.settings import Endpoint, Settings
-from neve.server.stopping import Stop, stop_signals
+from neve.serving.stopping import Stop, stop_signals
 from neve.store.services import open_services
 
 MARK = "mark-made-by-the-test"

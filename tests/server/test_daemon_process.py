@@ -23,7 +23,6 @@ from grpc_health.v1 import health_pb2
 
 from neve.proto.tvix.castore.protos import rpc_blobstore_pb2
 from neve.rpc.methods import methods_of
-from neve.server import process
 from neve.server.settings import Endpoint, Settings, to_json
 from neve.testing.servers import Certificates, make_certificates
 
@@ -376,14 +375,6 @@ def test_the_parent_is_killed(daemon: Start, tmp_path: Path, call: bool) -> None
     assert sorted(os.listdir(tmp_path)) == ["socket", "store"]
     running = daemon("-l", f"{tmp_path}/socket")
     assert is_healthy(running.address())
-
-
-def test_event_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    faster = process._loop_factory()
-    assert faster is not None
-    assert faster.__module__.startswith("uvloop")
-    monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert process._loop_factory() is None
 
 
 def test_two_at_once_for_one_path(daemon: Start, tmp_path: Path) -> None:

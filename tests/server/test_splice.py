@@ -17,7 +17,7 @@ import pytest
 
 from neve.server.splice import Splicer
 from neve.telemetry import LOGGER
-from tests.server.logged import logged
+from tests.logged import logged
 
 MIB = 1 << 20
 

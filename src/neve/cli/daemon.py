@@ -138,7 +138,7 @@ class _DaemonCommand(click.Command):
 def _check_listen(
     _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[str, ...]:
-    from neve.server.addresses import parse_listen_address
+    from neve.serving.addresses import parse_listen_address
 
     for value in values:
         try:
@@ -220,7 +220,7 @@ def daemon(context: click.Context, /, store: StoreOptions, **options: Any) -> No
       neve daemon --workers 4 -l '[::]:8000' --tls-cert cert.pem --tls-key key.pem --tls-client-ca ca.pem
     """
     from neve.server.daemon import WorkerStart, run_daemon
-    from neve.server.workers import check_shareable
+    from neve.serving.workers import check_shareable
 
     chosen = _options(options)
     write = not chosen.settings.read_only
@@ -236,11 +236,11 @@ def daemon(context: click.Context, /, store: StoreOptions, **options: Any) -> No
 
 def _options(values: Mapping[str, Any]) -> DaemonOptions:
     """What the command line says. Raises ``InvalidRequest`` and others for certificates."""
-    from neve.server.addresses import DEFAULT_ADDRESS
     from neve.server.daemon import DaemonOptions
     from neve.server.listen import ListenOptions
     from neve.server.settings import Settings
-    from neve.server.tls import TlsFiles, read_tls
+    from neve.serving.addresses import DEFAULT_ADDRESS
+    from neve.serving.tls import TlsFiles, read_tls
 
     files = TlsFiles(
         certificate=values["tls_cert"],

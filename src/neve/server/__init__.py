@@ -14,11 +14,11 @@
 ``handlers``       which services answer on which address
 ``app``            one process: handlers, health, start and stop
 ``daemon``         the whole: listens, serves in this process or in several
-``addresses``      where to listen, as it is written
-``listen``         who may listen where; ``sockets`` claims paths and ports, ``tls`` reads certificates
-``workers``        the processes: started, watched, replaced, ended; ``process`` is one of them
+``listen``         who may listen where
+``process``        one of the processes
 ``settings``       what a worker is told; ``private`` is the folder of their sockets
 ``splice``         carries bytes from sockets that several processes share; ``carrying`` prepares them
-``stopping``       signals, and the time that is left after one
 =================  ==================================================================
+
+What a server needs whatever it speaks (sockets, workers, signals) is in ``neve.serving``.
 """

@@ -13,8 +13,8 @@ from neve.server.listen import Listeners, ListenOptions
 from neve.server.private import PrivateSockets
 from neve.server.settings import Endpoint, Settings, to_json
 from neve.server.splice import Splicer
-from neve.server.stopping import OVERTIME_SECONDS, Deadline, Stop, stop_signals
-from neve.server.workers import Workers
+from neve.serving.stopping import OVERTIME_SECONDS, Deadline, Stop, stop_signals
+from neve.serving.workers import Workers
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:

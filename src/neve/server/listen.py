@@ -16,7 +16,9 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 from neve.errors import InvalidRequest
-from neve.server.addresses import (
+from neve.server.settings import Endpoint
+from neve.server.splice import Splicer
+from neve.serving.addresses import (
     DEFAULT_ADDRESS,
     InheritedAddress,
     ListenAddress,
@@ -24,10 +26,8 @@ from neve.server.addresses import (
     UnixAddress,
     parse_listen_address,
 )
-from neve.server.settings import Endpoint
-from neve.server.sockets import Host, PassedSocket, PassedSockets, UnixPath, claim_ports, resolved
-from neve.server.splice import Splicer
-from neve.server.tls import Tls
+from neve.serving.sockets import Host, PassedSocket, PassedSockets, UnixPath, claim_ports, resolved
+from neve.serving.tls import Tls
 from neve.telemetry import LOGGER
 
 OWNER_ONLY = 0o600

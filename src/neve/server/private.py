@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from neve.server.addresses import SUN_PATH_BYTES
 from neve.server.listen import Route
 from neve.server.settings import Endpoint
+from neve.serving.addresses import SUN_PATH_BYTES
 
 _LONGEST_NAME = len("/1000-1000000-admin-tls")
 _SHORT_FOLDER = "/tmp"

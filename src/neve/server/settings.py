@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from neve.server.limits import Limits
-from neve.server.tls import Tls
+from neve.serving.tls import Tls
 
 DEFAULT_GRACE_SECONDS = 30.0
 

@@ -36,6 +36,17 @@ class NarDetails:
 
 
 @dataclass(frozen=True, slots=True)
+class PathDescription:
+    """A store path whose contents are somewhere else: what a path info tells, but for the root node.
+
+    The NAR is as it was described there; nobody here has seen it.
+    """
+
+    store_path: StorePath
+    nar: NarDetails
+
+
+@dataclass(frozen=True, slots=True)
 class PathInfo:
     """A store path, the root node of its contents, and what it refers to.
 

@@ -9,7 +9,7 @@ from neve.errors import InvalidRequest, NotFound, Unsupported
 from neve.nix import base32
 from neve.nix.signing import Signature
 from neve.nix.store_path import DIGEST_SIZE
-from neve.store.path_info import PathInfo
+from neve.store.path_info import PathDescription, PathInfo
 
 _PAGE = 1000
 
@@ -23,6 +23,10 @@ class PathInfoService(ABC):
     @abstractmethod
     def get(self, digest: bytes) -> PathInfo | None:
         """The path info of the store path with this digest. ``InvalidRequest`` if it has not 20 bytes."""
+
+    def describe(self, digest: bytes) -> PathInfo | PathDescription | None:
+        """Like ``get``, but without fetching contents: a backend that would have to, gives what it knows."""
+        return self.get(digest)
 
     @abstractmethod
     def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:

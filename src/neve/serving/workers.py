@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from neve.errors import InvalidRequest, Unavailable
 from neve.registry import parse_address
-from neve.server.stopping import OVERTIME_SECONDS
+from neve.serving.stopping import OVERTIME_SECONDS
 from neve.telemetry import LOGGER
 
 _FIRST_DELAY_SECONDS = 0.1
@@ -75,17 +75,19 @@ class Workers:
         command: Sequence[str],
         configuration: Callable[[str], Mapping[str, Any]],
         *,
-        ready: Callable[[Worker], None],
-        gone: Callable[[Worker], None],
+        ready: Callable[[Worker], None] = lambda _: None,
+        gone: Callable[[Worker], None] = lambda _: None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         """``configuration`` says what to tell a worker by its name, as JSON; ``ready`` and ``gone`` are
         called when one has begun to serve, and when it takes no new clients or has ended (twice,
-        maybe)."""
+        maybe). Workers inherit ``descriptors``, under the same numbers."""
         self._count = count
         self._command = command
         self._configuration = configuration
         self._ready = ready
         self._gone = gone
+        self._descriptors = descriptors
         self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
         self._workers: dict[int, Worker] = {}
         self._due: dict[int, float] = {}
@@ -163,7 +165,9 @@ class Workers:
         self._started += 1
         name = f"{slot}-{self._started}"
         with _blocked_signals():
-            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self._descriptors
+            )
         worker = Worker(slot, name, process)
         self._workers[slot] = worker
         threading.Thread(target=self._watch, args=(worker,), name=f"neve-{name}", daemon=True).start()

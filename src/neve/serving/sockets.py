@@ -14,7 +14,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from typing import NamedTuple
 
 from neve.errors import Conflict, InvalidRequest, NeveError, PermissionDenied, Unavailable
-from neve.server.addresses import InheritedAddress, TcpAddress, UnixAddress
+from neve.serving.addresses import InheritedAddress, TcpAddress, UnixAddress
 
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel bounds it by ``net.core.somaxconn``."""

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from neve.errors import InvalidRequest, Unavailable
-from neve.server import workers as module
 from neve.server.limits import Limits
 from neve.server.settings import Endpoint, Settings, from_json, to_json
-from neve.server.tls import Tls
-from neve.server.workers import Worker, Workers, check_shareable
-from tests.server.logged import logged
+from neve.serving import workers as module
+from neve.serving.tls import Tls
+from neve.serving.workers import Worker, Workers, check_shareable
+from tests.logged import logged
 
 # A worker that does as its configuration says, and writes down what it is told.
 WORKER = """
@@ -225,7 +225,7 @@ def test_a_stop_while_none_is_there(run: Run, monkeypatch: pytest.MonkeyPatch) -
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     parent = f"""
 import sys, time
-from neve.server.workers import Workers
+from neve.serving.workers import Workers
 configuration = lambda name: dict(name=name, do="serve", log={str(tmp_path / "log")!r})
 workers = Workers(2, [sys.executable, "-c", {WORKER!r}], configuration, ready=print, gone=print)
 workers.start()

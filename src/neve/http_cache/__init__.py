@@ -1,0 +1,1 @@
+"""Being a Nix binary cache over HTTP, both ways, with pages for people."""
