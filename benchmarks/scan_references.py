@@ -1,7 +1,7 @@
 """Claim: scanning a NAR for references keeps up with rendering it, however many candidates there are.
 
 Against: sha256 of the same bytes in this process, ``nix-store --dump`` of a file with them, and our own
-rendering of the NAR from a store. Rates in MB/s of one thread; ratios are scanning / the other. What it
+rendering of the NAR from a store. Rates in MB/s of one thread; ratios are scanning / the other. What a new
 scanner costs before the first byte is told apart.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from neve import __version__
-from neve.cli import daemon, ingest, inspect, logs, maintain
+from neve.cli import daemon, ingest, inspect, keys, logs, maintain
 
 
 @click.group(
@@ -58,11 +58,24 @@ def archive() -> None:
     """
 
 
+@cli.group(no_args_is_help=False)
+def key() -> None:
+    """Make keys to sign store paths with.
+
+    \b
+    Example:
+      neve key generate cache.example.org-1 --output secret.key
+    """
+
+
 cli.add_command(ingest.import_command)
 nar.add_command(inspect.nar_export)
 nar.add_command(ingest.nar_import)
 archive.add_command(ingest.archive_import)
+key.add_command(keys.key_generate)
+key.add_command(keys.key_public)
 for command in (inspect.ls, inspect.cat, inspect.export, inspect.path_info, inspect.stats, maintain.verify):
     cli.add_command(command)
+cli.add_command(keys.sign)
 cli.add_command(daemon.daemon)
 cli.add_command(daemon.daemon_worker)

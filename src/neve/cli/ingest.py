@@ -125,7 +125,7 @@ def nar_import(
         raise click.BadParameter(f"{deriver} does not end in .drv", param_hint="'--deriver'")
     from neve.store.importer import import_nar
 
-    with _input(file, "a NAR") as stream, _opened(store, size_rule) as opened:
+    with opened_input(file, "a NAR") as stream, _opened(store, size_rule) as opened:
         label = store_path.name if store_path is not None else name
         with progress_bar(f"importing {label}") as progress:
             path_info = import_nar(
@@ -159,7 +159,7 @@ def archive_import(store: StoreOptions, file: bytes, name: str | None, size_rule
     from neve.store.importer import import_archive
 
     name = archive_name(file) if name is None else name
-    with _input(file, "an archive") as stream, _opened(store, size_rule) as opened:
+    with opened_input(file, "an archive") as stream, _opened(store, size_rule) as opened:
         with progress_bar(f"importing {name}") as progress:
             progress.start(_size(stream))
             reader = cast(BinaryIO, _Counting(stream, progress))
@@ -196,7 +196,7 @@ def _opened(options: StoreOptions, size_rule: str | None) -> Iterator[Store]:
 
 
 @contextlib.contextmanager
-def _input(path: bytes, what: str) -> Iterator[BinaryIO]:
+def opened_input(path: bytes, what: str) -> Iterator[BinaryIO]:
     """The file at ``path``, or stdin for ``-``."""
     if path != b"-":
         with open(path, "rb", buffering=0) as file:

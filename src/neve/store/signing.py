@@ -1,0 +1,199 @@
+"""Signing stored paths with keys from files: the same files as Nix's.
+
+A signature says that whoever holds the key vouches for the NAR's hash and size. So nothing is signed but a
+hash that was computed here, from contents that matched their digests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from neve.castore.at_once import CallsAtOnce
+from neve.castore.ingest.filesystem import show_path
+from neve.errors import Conflict, LimitExceeded, NeveError, NotFound
+from neve.nix import base32
+from neve.nix.signing import InvalidKey, SecretKey
+from neve.nix.store_path import StorePath
+from neve.packstore.layout import os_errors, translate_os_error
+from neve.store.path_info import NarDetails, PathInfo
+from neve.store.pathinfos.base import PathInfoService, path_not_found
+
+if TYPE_CHECKING:
+    from neve.store.nar_nodes import Nar
+    from neve.store.services import Services
+
+    _Path = str | bytes | os.PathLike[str]
+
+MAX_KEY_FILE_BYTES = 64 * 1024
+"""A key has 88 characters and a name; whoever names a disk or a pipe by mistake is told."""
+
+_KEY_FILE_MODE = 0o600
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+class NarDiffers(Conflict):
+    """What a path info says of the NAR is not what the contents give."""
+
+
+def sign_path_info(path_info: PathInfo, key: SecretKey) -> PathInfo:
+    """``path_info`` with a signature by ``key``, unless it has one of that name that verifies.
+
+    The caller has computed the NAR's hash and size itself. Raises ``InvalidRequest`` without NAR details.
+    """
+    message = path_info.fingerprint()
+    assert path_info.nar is not None, "it has a fingerprint"
+    named = [signature for signature in path_info.nar.signatures if signature.name == key.name]
+    if named:
+        public = key.public_key()
+        if any(public.verify(message, signature) for signature in named):
+            return path_info
+    return path_info.with_signatures([key.sign(message)])
+
+
+def sign_stored(services: Services, path_info: PathInfo, keys: Iterable[SecretKey]) -> PathInfo:
+    """Signs a stored path with each of ``keys``; returns what is stored then.
+
+    Raises ``NarDiffers`` if its contents have another NAR than stated, ``NotFound`` or ``Corrupt`` if they
+    are missing or damaged, and what the services raise.
+    """
+    signed = checked = with_own_nar(services, path_info)
+    for key in keys:
+        signed = sign_path_info(signed, key)
+    if signed is path_info:
+        return path_info
+    assert signed.nar is not None
+    assert checked.nar is not None
+    if checked is not path_info:
+        return services.path_infos.put(signed)
+    return services.path_infos.add_signatures(
+        path_info.digest, signed.nar.signatures[len(checked.nar.signatures) :]
+    )
+
+
+def with_own_nar(services: Services, path_info: PathInfo) -> PathInfo:
+    """``path_info`` with a NAR hash and size that were computed here. Raises as ``sign_stored``."""
+    nar = computed_nar(services, path_info)
+    stated = path_info.nar
+    if stated is None:
+        names = _reference_names(services, path_info)
+        return replace(path_info, nar=NarDetails(size=nar.size, sha256=nar.sha256, reference_names=names))
+    if (stated.size, stated.sha256) != nar:
+        raise NarDiffers(
+            f"{path_info.store_path} is not signed: its contents have a NAR of {nar.size} bytes "
+            f"and sha256 {nar.sha256.hex()}, stated are {stated.size} bytes and {stated.sha256.hex()}"
+        )
+    return path_info
+
+
+def sign_many(
+    services: Services, digests: Iterable[bytes], keys: Iterable[SecretKey]
+) -> Iterator[PathInfo | NeveError]:
+    """Signs the stored paths with these digests, several at once: most of it is waiting for the store.
+
+    Gives for each, in order, what is stored then or why it was not signed.
+    """
+    keys = tuple(keys)
+
+    def sign(digest: bytes) -> PathInfo | NeveError:
+        try:
+            path_info = services.path_infos.get(digest)
+            if path_info is None:
+                raise path_not_found(digest)
+            return sign_stored(services, path_info, keys)
+        except NeveError as error:
+            return error
+
+    calls = CallsAtOnce()
+    try:
+        yield from calls.map(sign, digests)
+    finally:
+        calls.close()
+
+
+def closure_of(path_infos: PathInfoService, digests: Iterable[bytes]) -> list[bytes]:
+    """The digests of the stored paths with these digests and of all that they refer to, each once.
+
+    Raises ``NotFound`` for one that is not stored, naming a path that refers to it.
+    """
+    found: dict[bytes, None] = {}
+    pending = [(digest, "") for digest in digests]
+    while pending:
+        digest, referrer = pending.pop()
+        if digest in found:
+            continue
+        path_info = path_infos.get(digest)
+        if path_info is None:
+            error = path_not_found(digest)
+            raise NotFound(f"{error}, to which {referrer} refers") if referrer else error
+        found[digest] = None
+        pending += [(reference, path_info.store_path.absolute) for reference in path_info.references]
+    return list(found)
+
+
+def computed_nar(services: Services, path_info: PathInfo) -> Nar:
+    """The NAR of a stored path by our own calculation: the embedded store's, which remembers it, or by
+    reading all of it. A server's word is not enough."""
+    if services.packs is not None:
+        return services.nar_calculation.calculate_nar(path_info.node)
+    return services.renderer.hash(path_info.node)
+
+
+def _reference_names(services: Services, path_info: PathInfo) -> tuple[StorePath, ...]:
+    """The references with their names, which a path info without NAR details lacks."""
+    names = []
+    for digest in path_info.references:
+        reference = services.path_infos.describe(digest)
+        if reference is None:
+            raise NotFound(
+                f"{path_info.store_path} refers to {base32.encode(digest)}, which the store does not have"
+            )
+        names.append(reference.store_path)
+    return tuple(names)
+
+
+def read_secret_key(path: _Path) -> SecretKey:
+    """The secret key in a file. Raises ``InvalidKey``, ``LimitExceeded``, ``NotFound``, ``PermissionDenied``,
+    with the name of the file and without secret material."""
+    shown = show_path(os.fsencode(path))
+    with os_errors(f"cannot read the key in {shown}"), open(path, "rb") as file:
+        text = file.read(MAX_KEY_FILE_BYTES + 1)
+    try:
+        return parse_secret_key(text)
+    except (InvalidKey, LimitExceeded) as error:
+        raise type(error)(f"{shown}: {error}") from error
+
+
+def read_secret_keys(paths: Iterable[_Path]) -> tuple[SecretKey, ...]:
+    """The secret keys in several files, in their order, each once. Raises as ``read_secret_key``."""
+    return tuple(dict.fromkeys(map(read_secret_key, paths)))
+
+
+def parse_secret_key(text: bytes) -> SecretKey:
+    """The secret key that a file consists of. Raises ``InvalidKey``, ``LimitExceeded``."""
+    if len(text) > MAX_KEY_FILE_BYTES:
+        raise LimitExceeded(f"a file with a key has at most {MAX_KEY_FILE_BYTES} bytes, this one has more")
+    return SecretKey.parse(text)
+
+
+def write_secret_key(key: SecretKey, path: _Path) -> None:
+    """Writes a key as Nix does, for its owner only. Raises ``Conflict`` if something is at ``path``, and what
+    the disk raises; then nothing is left there."""
+    shown = show_path(os.fsencode(path))
+    try:
+        descriptor = os.open(path, _CREATE, _KEY_FILE_MODE)
+    except FileExistsError as error:
+        raise Conflict(f"{shown} exists; a key is never overwritten") from error
+    except OSError as error:
+        raise translate_os_error(error, f"cannot write the key to {shown}") from error
+    try:
+        with os_errors(f"cannot write the key to {shown}"), open(descriptor, "wb", buffering=0) as file:
+            file.write(key.render().encode())
+            os.fsync(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
