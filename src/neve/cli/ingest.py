@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -15,6 +16,7 @@ import click
 from neve.cli import output
 from neve.cli.options import STORE_PATH, StoreOptions, size_rule_option, stat_cache_folder, store_options
 from neve.cli.progress import progress_bar
+from neve.cli.scanning import ScanOptions, scan_options
 from neve.errors import Unavailable
 from neve.telemetry import Progress
 
@@ -39,6 +41,7 @@ _COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
     "--reference", "references", multiple=True, type=STORE_PATH, help="With --text: what it refers to."
 )
 @click.option("--stat-cache", is_flag=True, help="Do not read again what has not changed since an import.")
+@scan_options
 @size_rule_option
 @store_options
 def import_command(
@@ -50,12 +53,14 @@ def import_command(
     text: bool,
     references: tuple[StorePath, ...],
     stat_cache: bool,
+    scan: ScanOptions,
     size_rule: str | None,
 ) -> None:
     """Import files, folders and symlinks; print the store path of each.
 
     A symlink is imported itself, not what it points to. With several PATHs, the first failure ends
-    the command; what was printed is in the store.
+    the command; what was printed is in the store. With --scan-references, the store path depends on
+    what is found, and cannot be mentioned in the contents itself.
 
     \b
     Example:
@@ -64,8 +69,7 @@ def import_command(
     """
     if name is not None and len(paths) > 1:
         raise click.UsageError("--name goes with one PATH only")
-    if (flat and text) or (references and not text):
-        raise click.UsageError("--flat and --text exclude each other, --reference goes with --text only")
+    _check_options(flat, text, references, stat_cache, scan)
     from neve.castore.ingest.exclude import exclude_globs
     from neve.castore.ingest.statcache import StatCache
     from neve.nix.hashes import CAMethod
@@ -79,16 +83,30 @@ def import_command(
         stat_cache=StatCache(Path(stat_cache_folder())) if stat_cache else None,
     )
     with _opened(store, size_rule) as opened:
-        import_paths(opened, paths, options)
+        import_paths(opened, paths, options, scan)
 
 
-def import_paths(store: Store, paths: Sequence[bytes], options: ImportOptions) -> None:
+def _check_options(
+    flat: bool, text: bool, references: Sequence[StorePath], stat_cache: bool, scan: ScanOptions
+) -> None:
+    if (flat and text) or (references and not text):
+        raise click.UsageError("--flat and --text exclude each other, --reference goes with --text only")
+    if scan.wanted and (flat or stat_cache):
+        other = "--flat, whose paths have no references" if flat else "--stat-cache, which reads nothing"
+        raise click.UsageError(f"--scan-references does not go with {other}")
+
+
+def import_paths(store: Store, paths: Sequence[bytes], options: ImportOptions, scan: ScanOptions) -> None:
     """Imports one after the other; prints each store path once it is registered."""
     from neve.castore.ingest.filesystem import show_path
 
+    candidates = scan.candidates(store)
+    options = replace(options, scan_for=candidates)
     for path in paths:
         with progress_bar(f"importing {show_path(os.path.basename(path) or path)}") as progress:
             path_info = store.import_path(path, options, progress=progress)
+        if candidates is not None and scan.is_open:
+            candidates.append(path_info.store_path)  # The next one may refer to it.
         output.line(path_info.store_path.absolute)
         output.flush()
 
@@ -101,6 +119,7 @@ def import_paths(store: Store, paths: Sequence[bytes], options: ImportOptions) -
 @click.option("--name", help="Compute the store path from the contents and this name.")
 @click.option("--reference", "references", multiple=True, type=STORE_PATH, help="What it refers to.")
 @click.option("--deriver", type=STORE_PATH, help="The derivation it was built from, a .drv path.")
+@scan_options
 @size_rule_option
 @store_options
 def nar_import(
@@ -110,14 +129,18 @@ def nar_import(
     name: str | None,
     references: tuple[StorePath, ...],
     deriver: StorePath | None,
+    scan: ScanOptions,
     size_rule: str | None,
 ) -> None:
     """Import a NAR from FILE or stdin; print its store path.
 
+    With --scan-references, the store paths that its contents mention become references, and so does itself
+    if it is given by --store-path.
+
     \b
     Example:
       nix-store --dump ./src | neve nar import --name src
-      neve nar import --store-path /nix/store/...-hello-2.12 hello.nar
+      neve nar import --store-path /nix/store/...-hello-2.12 --scan-references hello.nar
     """
     if (store_path is None) == (name is None):
         raise click.UsageError("give either --store-path or --name (to compute the store path)")
@@ -135,6 +158,7 @@ def nar_import(
                 store_path=store_path,
                 references=references,
                 deriver=None if deriver is None else deriver.without_drv(),
+                scan_for=scan.candidates(opened),
             )
         output.line(path_info.store_path.absolute)
 

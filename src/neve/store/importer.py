@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -27,6 +27,7 @@ from neve.store.nar.ingest import ingest_nar
 from neve.store.nar_nodes import Nar
 from neve.store.path_info import NarDetails, PathInfo, sorted_references
 from neve.store.pipeline import SinkThread, close_batches, feed_all
+from neve.store.scanning import ReferenceScan
 from neve.store.services import Services
 from neve.store.wire import decode_node, encode_node
 from neve.telemetry import NO_PROGRESS, Progress
@@ -44,8 +45,11 @@ class ImportOptions:
     """``FLAT`` and ``TEXT`` take a single file, whose executable bit they drop."""
     references: Sequence[StorePath] = ()
     """Only with ``TEXT``."""
+    scan_for: Sequence[StorePath] | None = None
+    """Store paths of which those that the contents mention become references. Not with ``FLAT``, whose
+    store paths have none."""
     stat_cache: StatCache | None = None
-    """Only used by ``NAR``."""
+    """Only used by ``NAR``, and not together with ``scan_for``: it knows nothing of references."""
 
 
 def store_name(path: bytes) -> str:
@@ -110,7 +114,8 @@ def import_path(
     if options.name is not None:
         check_name(options.name, strict=True)
     name = options.name if options.name is not None else store_name(raw)
-    cache = options.stat_cache if options.method is CAMethod.NAR else None
+    usable = options.method is CAMethod.NAR and options.scan_for is None
+    cache = options.stat_cache if usable else None
     if cache is None:
         walk = FilesystemWalk(raw, exclude=options.exclude)
         return import_events(services, _reporting(walk, progress), name, options)
@@ -157,22 +162,43 @@ def import_events(services: Services, batches: Batches, name: str, options: Impo
     """Imports a tree that comes as events."""
     if options.references and options.method is not CAMethod.TEXT:
         raise InvalidRequest("references can only be given for a text")
+    if options.scan_for is not None and options.method is CAMethod.FLAT:
+        raise InvalidRequest("a flat import has no references to scan for")
     flat = None if options.method is CAMethod.NAR else FlatHasher()
+    scan = None if options.scan_for is None else ReferenceScan(options.scan_for)
     source = batches if flat is None else _not_executable(batches, name)
+
+    def described(nar: Nar) -> tuple[StorePath, CAHash, Sequence[StorePath]]:
+        digest = nar.sha256 if flat is None else flat.result()
+        ca = CAHash.of(options.method, NixHash(HashAlgorithm.SHA256, digest))
+        references = [*options.references, *(() if scan is None else scan.found())]
+        return content_addressed_path(name, ca, references), ca, references
+
+    sinks = [sink for sink in (flat, scan) if sink is not None]
+    # The name is checked against its use before anything becomes visible.
+    node, nar = ingest_events(services, source, *sinks, check=described)
+    store_path, ca, references = described(nar)
+    return _register(services, store_path, node, nar, ca=ca, references=references)
+
+
+def ingest_events(
+    services: Services, batches: Batches, *sinks: Sink, check: Callable[[Nar], object]
+) -> tuple[Node, Nar]:
+    """Stores a tree that comes as events; returns its root node and its NAR's size and hash.
+
+    ``sinks`` see the events, too. When all have seen everything, ``check`` is called; what it raises ends
+    the import before anything is visible.
+    """
     hasher = NarHasher()
     with (
         Ingester(services.blobs, services.directories, size_rule=services.size_rule) as ingester,
         contextlib.ExitStack() as threads,
     ):
-        sinks: list[Sink] = [ingester, hasher, *([] if flat is None else [flat])]
-        feed_all(source, *[threads.enter_context(SinkThread(sink, _thread_name(sink))) for sink in sinks])
+        feeding: Sequence[Sink] = (ingester, hasher, *sinks)
+        feed_all(batches, *[threads.enter_context(SinkThread(sink, _thread_name(sink))) for sink in feeding])
         nar = Nar(*hasher.result())
-        digest = nar.sha256 if flat is None else flat.result()
-        ca = CAHash.of(options.method, NixHash(HashAlgorithm.SHA256, digest))
-        # The name is checked against its use before anything becomes visible.
-        store_path = content_addressed_path(name, ca, options.references)
-        node = ingester.finish()
-    return _register(services, store_path, node, nar, ca=ca, references=options.references)
+        check(nar)
+        return ingester.finish(), nar
 
 
 def _thread_name(sink: Sink) -> str:
@@ -187,14 +213,23 @@ def import_nar(
     store_path: StorePath | None = None,
     references: Sequence[StorePath] = (),
     deriver: StorePath | None = None,
+    scan_for: Iterable[StorePath] | None = None,
 ) -> PathInfo:
     """Imports a NAR. With ``store_path`` it is input-addressed and registered as that path; else
-    ``name`` is needed and the path is computed from the contents (``fixed:r:sha256``)."""
+    ``name`` is needed and the path is computed from the contents (``fixed:r:sha256``).
+
+    Those of ``scan_for`` that it mentions become references, beside ``references``; so does ``store_path``.
+    """
     if (name is None) == (store_path is None):
         raise InvalidRequest("a NAR needs either a store path or a name")
     if name is not None:
         check_name(name, strict=True)
+    if scan_for is not None:
+        scan = ReferenceScan([*([] if store_path is None else [store_path]), *scan_for])
+        pieces = scan.passed(pieces)
     node, nar = ingest_nar(pieces, services.blobs, services.directories, size_rule=services.size_rule)
+    if scan_for is not None:
+        references = [*references, *scan.found()]
     ca = None
     if store_path is None:
         assert name is not None
