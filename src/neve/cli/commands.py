@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from neve import __version__
-from neve.cli import daemon, ingest, inspect, keys, logs, maintain
+from neve.cli import copying, daemon, ingest, inspect, keys, logs, maintain
 
 
 @click.group(
@@ -69,6 +69,7 @@ def key() -> None:
 
 
 cli.add_command(ingest.import_command)
+cli.add_command(copying.copy)
 nar.add_command(inspect.nar_export)
 nar.add_command(ingest.nar_import)
 archive.add_command(ingest.archive_import)

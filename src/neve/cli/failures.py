@@ -12,11 +12,13 @@ class SomeFailedError(NeveError):
     """Part of what a command was asked for could not be done; why has been told."""
 
 
-def tell(errors: Sequence[NeveError], summary: str) -> None:
-    """Raises the one error that there was; if there are more, tells each and raises ``summary``."""
+def tell(errors: Sequence[NeveError], summary: str, consequence: str = "") -> None:
+    """Raises the one error that there was, with what follows from it; of several, tells each and raises
+    ``summary``, with what follows from them."""
+    after = f"; {consequence}" if consequence else ""
     if len(errors) == 1:
-        raise errors[0]
+        raise SomeFailedError(f"{errors[0]}{after}") from errors[0]
     for error in errors:
         LOGGER.error("%s", error)
     if errors:
-        raise SomeFailedError(summary)
+        raise SomeFailedError(f"{summary}{after}")

@@ -112,7 +112,7 @@ def sign(
 
 def _selected(store: Store, paths: Sequence[StorePath], *, recursive: bool) -> list[bytes]:
     """The digests of what is to be signed; of everything if there are no ``paths``."""
-    from neve.store.signing import closure_of
+    from neve.store.closures import closure_of
 
     if not paths:
         # Not while the listing is open: a server does not wait for a slow reader.

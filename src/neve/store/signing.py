@@ -20,7 +20,7 @@ from neve.nix.signing import InvalidKey, SecretKey
 from neve.nix.store_path import StorePath
 from neve.packstore.layout import os_errors, translate_os_error
 from neve.store.path_info import NarDetails, PathInfo
-from neve.store.pathinfos.base import PathInfoService, path_not_found
+from neve.store.pathinfos.base import path_not_found
 
 if TYPE_CHECKING:
     from neve.store.nar_nodes import Nar
@@ -112,26 +112,6 @@ def sign_many(
         yield from calls.map(sign, digests)
     finally:
         calls.close()
-
-
-def closure_of(path_infos: PathInfoService, digests: Iterable[bytes]) -> list[bytes]:
-    """The digests of the stored paths with these digests and of all that they refer to, each once.
-
-    Raises ``NotFound`` for one that is not stored, naming a path that refers to it.
-    """
-    found: dict[bytes, None] = {}
-    pending = [(digest, "") for digest in digests]
-    while pending:
-        digest, referrer = pending.pop()
-        if digest in found:
-            continue
-        path_info = path_infos.get(digest)
-        if path_info is None:
-            error = path_not_found(digest)
-            raise NotFound(f"{error}, to which {referrer} refers") if referrer else error
-        found[digest] = None
-        pending += [(reference, path_info.store_path.absolute) for reference in path_info.references]
-    return list(found)
 
 
 def computed_nar(services: Services, path_info: PathInfo) -> Nar:

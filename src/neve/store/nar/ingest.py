@@ -49,12 +49,18 @@ def ingest_nar(
             ingester.feed(reader.feed(piece))
         reader.close()
         nar = hasher.result()
-        if expected is not None and nar != expected:
-            raise NarMismatch(
-                f"the NAR has {nar.size} bytes and sha256 {nar.sha256.hex()}, "
-                f"expected {expected.size} bytes and {expected.sha256.hex()}"
-            )
+        if expected is not None:
+            expect_nar(nar, expected)
         return ingester.finish(), nar
+
+
+def expect_nar(nar: Nar, expected: Nar) -> None:
+    """Raises ``NarMismatch`` unless they are equal."""
+    if nar != expected:
+        raise NarMismatch(
+            f"the NAR has {nar.size} bytes and sha256 {nar.sha256.hex()}, "
+            f"expected {expected.size} bytes and {expected.sha256.hex()}"
+        )
 
 
 class _Hasher:
