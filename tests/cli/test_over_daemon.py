@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from neve.testing.servers import RunningDaemon, running_daemon
 from tests.castore.damage import damage_blob
 from tests.cli.conftest import Neve, Result, Spawn, same_trees
 from tests.server.foreign import foreign_server
+from tests.store.nix_stores import NixStore, store_path
 
 
 @pytest.fixture
@@ -72,6 +74,49 @@ def test_the_other_ways_in(neve: Neve, tree: Path, tmp_path: Path) -> None:
     assert neve("import", "--flat", tree / "large").line.endswith("-large")
     assert neve("import", "--text", tree / "text").line.endswith("-text")
     assert neve("import", "--stat-cache", tree).line == neve("import", "--stat-cache", tree).line
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_closure_is_copied(neve: Neve, tmp_path: Path) -> None:
+    nix_store = NixStore(tmp_path / "nix-root")
+    names = nix_store.add_many(20)
+    command = ("copy", "--store-dir-root", nix_store.root, "-")
+    half = json.dumps([nix_store.entries[name] for name in names[:10]]).encode()
+    assert neve(*command, stdin=half).code == 0
+    description = json.dumps(nix_store.closure).encode()
+    result = neve(*command, stdin=description)
+    assert result.err == "neve: copied 10 store paths, 10 were in the store\n"
+    assert sorted(result.out.decode().split()) == sorted(store_path(name).absolute for name in names)
+    assert neve("verify", "--nars").code == 0
+    for name in names:
+        info = json.loads(neve("path-info", "--json", store_path(name).absolute).line)
+        assert info["narHash"] == nix_store.entries[name]["narHash"]
+        assert sorted(info["references"]) == sorted(nix_store.entries[name]["references"])
+
+
+@pytest.mark.usefixtures("remote")
+def test_references_are_found_and_paths_signed(neve: Neve, tree: Path, tmp_path: Path) -> None:
+    path = neve("import", tree).line
+    (tmp_path / "user").write_text(path)
+    user = neve("import", "--scan-references", tmp_path / "user").line
+    key = tmp_path / "key"
+    assert neve("key", "generate", "cache-1", "--output", key).code == 0
+    result = neve("sign", "--key", key, "--recursive", user)
+    assert sorted(result.out.decode().split()) == sorted([path, user]), result.err
+    for signed in (path, user):
+        info = json.loads(neve("path-info", "--json", signed).line)
+        assert info["signatures"][0].startswith("cache-1:")
+        assert info["references"] == ([path] if signed == user else [])
+    assert neve("sign", "--key", key, "--all").out.count(b"\n") == 2
+
+
+def test_a_copy_whose_server_goes_away_says_so(neve: Neve, tmp_path: Path) -> None:
+    nix_store = NixStore(tmp_path / "nix-root")
+    nix_store.add_many(5)
+    url = f"grpc+unix://{tmp_path}/nobody?timeout=0.3"
+    description = json.dumps(nix_store.closure).encode()
+    failure = neve("copy", "--store-dir-root", nix_store.root, "-", "--store", url, stdin=description).failure
+    assert str(tmp_path / "nobody") in failure
 
 
 def test_stats_need_the_administration(neve: Neve, daemon: RunningDaemon, tree: Path) -> None:
