@@ -134,6 +134,7 @@ def test_files_that_list_no_store_paths(neve: Neve, tree: Path, tmp_path: Path) 
     assert f"{file}, line 2: store path base name b'nonsense'" in neve(*command).failure
     file.write_text(f"{OWN}/bin/hello\n")
     assert f"{file}, line 1: " in neve(*command).failure
+    assert "/dev/zero, line 1: " in neve(*command[:3], "/dev/zero", tree).failure
     assert neve("path-info").out == b""
 
 

@@ -69,7 +69,7 @@ def key_public(file: bytes) -> None:
 
 
 @click.command(short_help="Sign store paths.")
-@click.argument("paths", metavar="STORE_PATH...", nargs=-1, type=STORE_PATH)
+@click.argument("paths", metavar="[STORE_PATH]...", nargs=-1, type=STORE_PATH)
 @click.option(
     "--key",
     "keys",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +15,10 @@ from neve.errors import InvalidRequest, Unsupported
 if TYPE_CHECKING:
     from neve.library import Store
     from neve.nix.store_path import StorePath
+
+
+_LINE_BYTES = 4096
+"""No store path is as long; what is no list of them is not read to its end."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def read_candidates(file: bytes) -> list[StorePath]:
 
     paths = []
     with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(partial(lines.readline, _LINE_BYTES), b""), 1):
             text = line.strip()
             try:
                 if text.startswith(b"/"):

@@ -174,22 +174,31 @@ def import_events(services: Services, batches: Batches, name: str, options: Impo
         references = [*options.references, *(() if scan is None else scan.found())]
         return content_addressed_path(name, ca, references), ca, references
 
-    sinks = [sink for sink in (flat, scan) if sink is not None]
     # The name is checked against its use before anything becomes visible.
-    node, nar = ingest_events(services, source, *sinks, check=described)
+    node, nar = ingest_events(
+        services,
+        source,
+        *([] if flat is None else [flat]),
+        check=described,
+        watch=None if scan is None else scan.feed,
+    )
     store_path, ca, references = described(nar)
     return _register(services, store_path, node, nar, ca=ca, references=references)
 
 
 def ingest_events(
-    services: Services, batches: Batches, *sinks: Sink, check: Callable[[Nar], object]
+    services: Services,
+    batches: Batches,
+    *sinks: Sink,
+    check: Callable[[Nar], object],
+    watch: Callable[[bytes], object] | None = None,
 ) -> tuple[Node, Nar]:
     """Stores a tree that comes as events; returns its root node and its NAR's size and hash.
 
-    ``sinks`` see the events, too. When all have seen everything, ``check`` is called; what it raises ends
-    the import before anything is visible.
+    ``sinks`` see the events, too, and ``watch`` the bytes of the NAR. When all have seen everything,
+    ``check`` is called; what it raises ends the import before anything is visible.
     """
-    hasher = NarHasher()
+    hasher = NarHasher(watch)
     with (
         Ingester(services.blobs, services.directories, size_rule=services.size_rule) as ingester,
         contextlib.ExitStack() as threads,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from neve.errors import InvalidRequest
@@ -162,9 +162,13 @@ class NarEncoder:
 
 
 class NarHasher:
-    """A sink that computes size and sha256 of the NAR of the tree it is fed. Not thread-safe."""
+    """A sink that computes size and sha256 of the NAR of the tree it is fed. Not thread-safe.
 
-    def __init__(self) -> None:
+    ``watch`` sees the bytes of the NAR, too, in pieces.
+    """
+
+    def __init__(self, watch: Callable[[bytes], object] | None = None) -> None:
+        self._watch = watch
         self._encoder = NarEncoder()
         self._hash = hashlib.sha256()
         self._size = 0
@@ -207,3 +211,5 @@ class NarHasher:
     def _update(self, data: bytes) -> None:
         self._hash.update(data)
         self._size += len(data)
+        if self._watch is not None:
+            self._watch(data)
