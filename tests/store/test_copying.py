@@ -21,6 +21,7 @@ from neve.store.nar_nodes import MemoryNarNodes
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.memory import MemoryPathInfoService
 from neve.store.services import Services, open_services
+from neve.testing.servers import running_daemon
 from neve.tree import Symlink
 
 from .helpers import encoded, leaving_nothing_open, memory_services
@@ -341,6 +342,27 @@ def test_what_concerns_the_store_ends_the_copy(nix_store: NixStore, error: Excep
     with pytest.raises(type(error), match=str(error)):
         copied(services, nix_store)
     assert len(list(services.path_infos)) == 5
+
+
+def test_a_server_that_goes_away(nix_store: NixStore, tmp_path: Path) -> None:
+    nix_store.add_many(30)
+    (nix_store.place("package-0") / "huge").touch()
+    os.truncate(nix_store.place("package-0") / "huge", 1 << 40)  # Whatever happens, it is not copied before.
+    nix_store.add("alone")
+    with running_daemon("memory://", folder=tmp_path) as daemon:
+        client = open_services(f"{daemon.url}?timeout=1")
+        order: list[StorePath] = []
+
+        def stopping(path: StorePath) -> None:
+            order.append(path)
+            daemon.stop(grace=0)
+
+        with pytest.raises(Unavailable, match=r"^grpc\+unix:///"):
+            copy_closure(client, described(nix_store.closure), bytes(nix_store.root), registered=stopping)
+        client.close()
+        stored = {info.store_path for info in daemon.services.path_infos}
+        assert set(order) <= stored
+        assert not any(thread.name.startswith("neve-copy") for thread in threading.enumerate())
 
 
 def test_an_interrupted_copy_ends_soon_and_can_go_on(services: Services, nix_store: NixStore) -> None:

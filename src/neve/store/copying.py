@@ -47,8 +47,8 @@ from neve.telemetry import NO_PROGRESS, Progress
 from neve.tree import Batches
 
 _READERS = 4
-"""Paths whose contents are taken in at once. Each has three threads, of which one at a time runs Python;
-more of them only cost memory, about 10 MiB each."""
+"""Paths whose contents are taken in at once: each waits for the disk now and then. More of them gain nothing
+(1, 2, 4 and 8 copied 300 paths in 3.2, 3.0, 2.0 and 2.0 s) and cost about 30 MiB each, 50 into a daemon."""
 
 _REGISTRARS = 8
 """Registering is waiting for the disk or the server, and those who wait together share a sync."""
