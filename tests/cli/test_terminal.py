@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import pty
@@ -20,6 +21,7 @@ import pytest
 from neve.cli import logs, progress
 from neve.telemetry import LOGGER
 from tests.cli.conftest import Neve, Spawn
+from tests.store.nix_stores import NixStore, store_path
 
 IMPATIENT = """
 import sys
@@ -104,8 +106,32 @@ def test_binary_data_stays_off_the_terminal(neve: Neve, spawn: Spawn, tree: Path
             assert b"redirect" in err
 
 
+def test_lines_beside_a_bar_come_after_it(neve: Neve, tmp_path: Path) -> None:
+    nix_store = NixStore(tmp_path / "nix-root")
+    names = nix_store.add_many(5)
+    (tmp_path / "closure").write_text(json.dumps(nix_store.closure))
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    command = [sys.executable, "-c", IMPATIENT, "copy", "--store-dir-root", str(nix_store.root), "closure"]
+    with (
+        terminal() as (person, program),
+        subprocess.Popen(command, stdout=program, stderr=program, env=environment, cwd=tmp_path) as process,
+    ):
+        os.close(program)
+        screen = seen(person, process)
+    assert b"copying" in screen
+    lines = screen[screen.rindex(b"\x1b[2K") + 4 :].decode().splitlines()
+    assert lines.pop(-1) == "neve: copied 5 store paths, 0 were in the store"
+    assert sorted(lines) == sorted(store_path(name).absolute for name in names)
+
+
 @pytest.mark.parametrize(
-    "command", [["nar", "import", "--name", "x"], ["archive", "import", "--name", "x", "-"]]
+    "command",
+    [
+        ["nar", "import", "--name", "x"],
+        ["archive", "import", "--name", "x", "-"],
+        ["copy", "-"],
+        ["key", "public"],
+    ],
 )
 def test_nothing_is_typed_in(spawn: Spawn, command: list[str]) -> None:
     with terminal() as (_, program), spawn(*command, stdin=program) as process:

@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from neve.cli import output
 from neve.cli.failures import tell
 from neve.cli.ingest import BYTES_PATH, opened_input
 from neve.cli.options import StoreOptions, store_options
-from neve.cli.progress import progress_bar
+from neve.cli.progress import progress_bar, result_lines
 from neve.errors import LimitExceeded
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
     from neve.nix.export_graph import ExportedPath
-    from neve.nix.store_path import StorePath
     from neve.store.copying import CopyReport
 
 MAX_DESCRIPTION_BYTES = 256 * 1024 * 1024
@@ -56,9 +54,13 @@ def copy(store: StoreOptions, description: bytes, store_dir_root: bytes) -> None
     from neve.store.copying import copy_closure
 
     entries = read_description(description)
-    with store.open(write=True) as opened, progress_bar("copying") as progress:
+    with store.open(write=True) as opened, result_lines() as write, progress_bar("copying") as progress:
         report = copy_closure(
-            opened.services, entries, store_dir_root, registered=print_path, progress=progress
+            opened.services,
+            entries,
+            store_dir_root,
+            registered=lambda path: write(path.absolute),
+            progress=progress,
         )
     tell_report(report, len(entries))
 
@@ -79,12 +81,6 @@ def read_description(file: bytes) -> list[ExportedPath]:
                     "which is the limit"
                 )
     return parse(b"".join(pieces))
-
-
-def print_path(path: StorePath) -> None:
-    """One more is done; whoever reads this may use it at once."""
-    output.line(path.absolute)
-    output.flush()
 
 
 def tell_report(report: CopyReport, count: int) -> None:

@@ -10,7 +10,7 @@ from neve.cli import output
 from neve.cli.failures import tell
 from neve.cli.ingest import BYTES_PATH, opened_input
 from neve.cli.options import STORE_PATH, StoreOptions, store_options
-from neve.cli.progress import progress_bar
+from neve.cli.progress import progress_bar, result_lines
 from neve.errors import NeveError
 
 if TYPE_CHECKING:
@@ -126,13 +126,13 @@ def sign_paths(store: Store, digests: Sequence[bytes], keys: Sequence[SecretKey]
     from neve.store.signing import sign_many
 
     failures: list[NeveError] = []
-    with progress_bar("signing") as progress:
+    with result_lines() as write, progress_bar("signing") as progress:
         progress.start(len(digests))
         for result in sign_many(store.services, digests, keys):
             if isinstance(result, NeveError):
                 failures.append(result)
                 progress.advance(1)
                 continue
-            output.line(result.store_path.absolute)
+            write(result.store_path.absolute)
             progress.advance(1, result.store_path.name)
     tell(failures, f"{len(failures)} of {len(digests)} store paths were not signed")

@@ -6,9 +6,10 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from neve.cli import output
 from neve.telemetry import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
@@ -41,6 +42,29 @@ def progress_bar(what: str) -> Iterator[Progress]:
         yield bar
     finally:
         bar.close()
+
+
+@contextlib.contextmanager
+def result_lines() -> Iterator[Callable[[str], None]]:
+    """A function that writes a line of results while a bar is shown, for whoever reads it to use at once.
+
+    To be entered before the bar: where both are on one terminal, the lines wait until the bar is gone,
+    because they would tear it apart.
+    """
+    if not (is_shown() and output.to_terminal()):
+        yield _write_now
+        return
+    waiting: list[str] = []
+    try:
+        yield waiting.append
+    finally:
+        for text in waiting:
+            output.line(text)
+
+
+def _write_now(text: str) -> None:
+    output.line(text)
+    output.flush()
 
 
 class _Bar:
