@@ -151,7 +151,7 @@ def test_what_is_stated_wrongly_is_not_signed(neve: Neve, key: Path, tree: Path)
             lying = replace(info, nar=replace(info.nar, sha256=bytes(32)))
             store.path_infos.put(lying, replace=True)
     failure = neve("sign", "--key", key, paths[0]).failure
-    assert failure.startswith(f"{paths[0]} is not signed: its contents have a NAR of ")
+    assert failure.startswith(f"{paths[0]} is not signed: the contents of ")
     result = neve("sign", "--key", key, "--all")
     assert result.code == 1
     assert result.out.decode() == f"{paths[2]}\n"

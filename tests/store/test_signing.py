@@ -28,6 +28,7 @@ from neve.store.services import Services, open_services
 from neve.store.signing import (
     MAX_KEY_FILE_BYTES,
     NarDiffers,
+    UnsignedPath,
     computed_nar,
     read_secret_key,
     read_secret_keys,
@@ -113,7 +114,7 @@ def test_a_hash_that_somebody_else_stated_is_not_signed(services: Services, info
     for details in (replace(info.nar, sha256=bytes(32)), replace(info.nar, size=info.nar.size + 8)):
         lying = replace(info, nar=details)
         services.path_infos.put(lying, replace=True)
-        with pytest.raises(NarDiffers, match=f"^{info.store_path} is not signed: its contents have a NAR of"):
+        with pytest.raises(NarDiffers, match=f"^the contents of {info.store_path} have a NAR of"):
             sign_stored(services, lying, [KEY])
         assert services.path_infos.get(info.digest) == lying
 
@@ -170,12 +171,32 @@ def test_signing_many(services: Services) -> None:
     results = list(sign_many(services, digests, [KEY]))
     for number, (info, result) in enumerate(zip(infos, results, strict=False)):
         if number == 7:
-            assert isinstance(result, NarDiffers)
+            assert isinstance(result, UnsignedPath)
+            assert str(result).startswith(f"{info.store_path} is not signed: ")
+            assert isinstance(result.__cause__, NarDiffers)
         else:
             assert isinstance(result, PathInfo)
             assert result.store_path == info.store_path
             assert verifies(result, KEY)
     assert isinstance(results[40], NotFound)
+
+
+def test_damaged_contents_are_told_with_the_path(services: Services, info: PathInfo) -> None:
+    missing = replace(info, node=FileNode(bytes(32), 5, executable=False))
+    services.path_infos.put(missing, replace=True)
+    (result,) = sign_many(services, [info.digest], [KEY])
+    assert isinstance(result, UnsignedPath)
+    assert str(result).startswith(f"{info.store_path} is not signed: ")
+    assert "b3:AAAA" in str(result)
+
+
+def test_a_lost_server_ends_the_signing(tmp_path: Path) -> None:
+    client = open_services(f"grpc+unix://{tmp_path}/nobody?timeout=0.3")
+    try:
+        with pytest.raises(Unavailable, match=str(tmp_path)):
+            list(sign_many(client, [bytes([number]) * 20 for number in range(100)], [KEY]))
+    finally:
+        client.close()
 
 
 def test_many_at_once(services: Services, info: PathInfo) -> None:

@@ -7,6 +7,7 @@
 ``narinfo``       ``NarInfo``: parse, render, fingerprint
 ``cache_info``    ``nix-cache-info``
 ``export_graph``  the JSON of ``exportReferencesGraph`` and ``nix path-info``
+``references``    ``ReferenceScanner``: the store paths that contents mention
 ``nar``           the archive format: reader and writer
 
 The reference is Nix itself. Every error derives from ``InvalidRequest`` and says which field or

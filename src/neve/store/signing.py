@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from neve.castore.at_once import CallsAtOnce
 from neve.castore.ingest.filesystem import show_path
-from neve.errors import Conflict, LimitExceeded, NeveError, NotFound
+from neve.errors import (
+    Conflict,
+    InvalidRequest,
+    LimitExceeded,
+    NeveError,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    Unsupported,
+)
 from neve.nix import base32
 from neve.nix.signing import InvalidKey, SecretKey
 from neve.nix.store_path import StorePath
@@ -37,6 +46,10 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 class NarDiffers(Conflict):
     """What a path info says of the NAR is not what the contents give."""
+
+
+class UnsignedPath(InvalidRequest):
+    """A path that cannot be signed. The message names it."""
 
 
 def sign_path_info(path_info: PathInfo, key: SecretKey) -> PathInfo:
@@ -83,8 +96,8 @@ def with_own_nar(services: Services, path_info: PathInfo) -> PathInfo:
         return replace(path_info, nar=NarDetails(size=nar.size, sha256=nar.sha256, reference_names=names))
     if (stated.size, stated.sha256) != nar:
         raise NarDiffers(
-            f"{path_info.store_path} is not signed: its contents have a NAR of {nar.size} bytes "
-            f"and sha256 {nar.sha256.hex()}, stated are {stated.size} bytes and {stated.sha256.hex()}"
+            f"the contents of {path_info.store_path} have a NAR of {nar.size} bytes and sha256 "
+            f"{nar.sha256.hex()}, its path info states {stated.size} bytes and {stated.sha256.hex()}"
         )
     return path_info
 
@@ -94,18 +107,25 @@ def sign_many(
 ) -> Iterator[PathInfo | NeveError]:
     """Signs the stored paths with these digests, several at once: most of it is waiting for the store.
 
-    Gives for each, in order, what is stored then or why it was not signed.
+    Gives for each, in order, what is stored then or why it was not signed. Raises what concerns the store
+    as a whole.
     """
     keys = tuple(keys)
 
     def sign(digest: bytes) -> PathInfo | NeveError:
+        shown = base32.encode(digest)
         try:
             path_info = services.path_infos.get(digest)
             if path_info is None:
-                raise path_not_found(digest)
+                return path_not_found(digest)
+            shown = path_info.store_path.absolute
             return sign_stored(services, path_info, keys)
+        except (Unavailable, PermissionDenied, Unsupported):
+            raise
         except NeveError as error:
-            return error
+            failure = UnsignedPath(f"{shown} is not signed: {error}")
+            failure.__cause__ = error
+            return failure
 
     calls = CallsAtOnce()
     try:
