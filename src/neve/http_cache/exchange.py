@@ -66,8 +66,8 @@ class Exchange:
 
     @property
     def is_write(self) -> bool:
-        """Whether it uploads something."""
-        return self.method not in ("GET", "HEAD", "OPTIONS")
+        """Whether it is there to change something."""
+        return self.method not in ("GET", "HEAD")
 
     @property
     def has_body(self) -> bool:

@@ -7,7 +7,6 @@ file. So whoever signs, replaces or deletes a path, in whichever process, needs 
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 from collections import OrderedDict
 from functools import partial
@@ -23,6 +22,7 @@ from neve.errors import (
     Unsupported,
 )
 from neve.http_cache.exchange import Exchange
+from neve.http_cache.routes import encoded_node
 from neve.http_cache.settings import Settings
 from neve.http_cache.threads import Threads
 from neve.nix import base32
@@ -116,8 +116,7 @@ class NarInfos:
 
 def nar_url(node: Node, size: int) -> str:
     """Where the NAR of a tree is: all that is needed to make it is in the address."""
-    text = base64.urlsafe_b64encode(encode_node(node)).decode().rstrip("=")
-    return f"nar/tvix-castore/{text}?narsize={size}"
+    return f"nar/tvix-castore/{encoded_node(encode_node(node))}?narsize={size}"
 
 
 def _url(path_info: PathInfo | PathDescription, nar: NarDetails, compression: str) -> str:
