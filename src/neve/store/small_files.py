@@ -17,9 +17,9 @@ from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes, NarNodes
 SMALL_FILES = Table(6, "small-files")
 """Keys are kind, ``/`` and name."""
 
-MAX_NAME_BYTES = 400
-"""Of kind and name together: a key of the index has at most 511 bytes, and no store path or output of a
-derivation has a name longer than 300."""
+MAX_NAME_BYTES = 255
+"""Of kind, ``/`` and name together: the longest key that a pack knows. The base name of a store path has 244
+bytes at most."""
 
 MAX_MEMORY_BYTES = 64 * 1024 * 1024
 """All that a store in memory keeps."""
@@ -90,5 +90,7 @@ def small_files_beside(nar_nodes: NarNodes) -> SmallFiles | None:
 def _key(kind: str, name: str) -> bytes:
     key = f"{kind}/{name}".encode()
     if not kind or not name or len(key) > MAX_NAME_BYTES:
-        raise InvalidRequest(f"a name of {len(name)} characters; it must have 1 to some {MAX_NAME_BYTES}")
+        raise InvalidRequest(
+            f"a name of {len(name)} characters; it must have 1 to less than {MAX_NAME_BYTES}"
+        )
     return key
