@@ -143,6 +143,13 @@ class Exchange:
         if more and self.is_gone():
             raise ClientGoneError
 
+    async def drained(self) -> None:
+        """Returns when little of what was sent waits for the client. Raises ``ClientGoneError``."""
+        if self.connection is not None:
+            await self.connection.flow.drain()
+            if self.is_gone():
+                raise ClientGoneError
+
     async def answer(self, status: int, body: bytes, headers: Sequence[Header]) -> None:
         """Sends all of a short answer, without its body if that is not wanted. If the client has more to
         send, that is of no interest any more."""

@@ -26,7 +26,7 @@ from neve.http_cache.negotiation import GZIP, IDENTITY, ZSTD, chosen_encoding, i
 from neve.http_cache.ranges import Multipart, Range, parse_ranges
 from neve.http_cache.routes import parse_nar_name, parse_node
 from neve.http_cache.settings import Settings
-from neve.http_cache.statuses import Header
+from neve.http_cache.statuses import Header, far_errors
 from neve.http_cache.threads import Threads, settled
 from neve.http_cache.zstd_frames import ZstdFrames
 from neve.nix import base32
@@ -134,7 +134,7 @@ class Nars:
         if hint is None:
             return None
         digest = base32.decode(hint)
-        with exchange.working():
+        with exchange.working(), far_errors():
             if exchange.is_head:
                 found = await self._threads.ask(self._services.path_infos.describe, digest)
             else:
@@ -238,6 +238,8 @@ class Nars:
                     await exchange.send(head, more=True)
                 while data:
                     await exchange.send(data, more=True)
+                    if not body.is_ahead:
+                        await exchange.drained()  # Before anything more is made for a slow client.
                     data = await reading.next()
             finally:
                 await reading.close()

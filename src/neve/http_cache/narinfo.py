@@ -24,6 +24,7 @@ from neve.errors import (
 from neve.http_cache.exchange import Exchange
 from neve.http_cache.routes import encoded_node
 from neve.http_cache.settings import Settings
+from neve.http_cache.statuses import far_errors
 from neve.http_cache.threads import Threads
 from neve.nix import base32
 from neve.nix.hashes import HashAlgorithm, NixHash
@@ -88,7 +89,7 @@ class NarInfos:
         is none, and what the services raise."""
         if not self._at_once:
             digest = base32.decode(name)
-            with exchange.working():
+            with exchange.working(), far_errors():
                 path_info = await self._threads.ask(self._path_infos.describe, digest)
                 return None if path_info is None else await self._text(path_info)
         kept = self._kept.get(name)

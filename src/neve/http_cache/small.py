@@ -16,7 +16,7 @@ from neve.errors import InvalidRequest, NotFound, Unsupported
 from neve.http_cache.contents import received
 from neve.http_cache.exchange import TEXT, Exchange
 from neve.http_cache.nar import Reading
-from neve.http_cache.statuses import Header
+from neve.http_cache.statuses import Header, far_errors
 from neve.http_cache.threads import Threads
 from neve.nix import base32
 from neve.nix.store_path import StorePath
@@ -60,7 +60,7 @@ class Listings:
 
     async def get(self, exchange: Exchange, name: str) -> None:
         """Raises ``NotFound``, also if the contents of the path are not here yet."""
-        with exchange.working():
+        with exchange.working(), far_errors():
             found = await self._threads.ask(self._services.path_infos.describe, base32.decode(name))
         if not isinstance(found, PathInfo):
             raise NotFound("there is no listing of such a path")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from neve.errors import (
     Conflict,
@@ -43,6 +44,18 @@ class Refused(InvalidRequest):
         super().__init__(message)
         self.status = status
         self.headers = headers
+
+
+@contextlib.contextmanager
+def far_errors() -> Iterator[None]:
+    """In the block, a store is asked for something that is well formed: what it says is wrong then, came
+    from a store further away, and is not the client's fault (502)."""
+    try:
+        yield
+    except Refused:
+        raise
+    except (InvalidRequest, LimitExceeded) as error:
+        raise Refused(502, str(error)) from error
 
 
 def status_of(error: NeveError) -> int:
