@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 
 from neve.castore.digest import DIGEST_SIZE
-from neve.errors import Corrupt, InvalidRequest, NeveError, NotFound, Unavailable
+from neve.errors import Corrupt, InvalidRequest, NeveError, Unavailable
 from neve.http_cache import routes
 from neve.http_cache.access import Access
 from neve.http_cache.exchange import TEXT, ClientGoneError, Exchange
@@ -204,9 +204,10 @@ class CacheApp:
 
     async def _narinfo(self, exchange: Exchange, name: str) -> None:
         text = await self._narinfos.get(exchange, name)
-        if text is None:
-            raise NotFound("there is no such path")
-        await exchange.answer(200, text, _NARINFO)
+        if text is None:  # No error that would be logged: this is most of what a cache is asked.
+            await exchange.answer_line(404, "there is no such path")
+        else:
+            await exchange.answer(200, text, _NARINFO)
 
     async def _metrics(self, exchange: Exchange, _: str) -> None:
         await exchange.answer(200, await self._threads.work(self._counters.text), _METRICS)

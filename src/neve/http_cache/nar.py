@@ -32,6 +32,7 @@ from neve.http_cache.zstd_frames import ZstdFrames
 from neve.nix import base32
 from neve.nix.compression import SUFFIXES
 from neve.store.path_info import PathDescription, PathInfo
+from neve.store.pathinfos.base import check_path_digest
 from neve.store.services import Services
 from neve.store.wire import encode_node
 
@@ -133,7 +134,7 @@ class Nars:
         hint = query_parameter(exchange.query, "hash")
         if hint is None:
             return None
-        digest = base32.decode(hint)
+        digest = check_path_digest(base32.decode(hint))
         with exchange.working(), far_errors():
             if exchange.is_head:
                 found = await self._threads.ask(self._services.path_infos.describe, digest)
