@@ -136,6 +136,24 @@ def test_over_the_limits(cache: Served) -> None:
         assert cache.http.get(url).status_code == 404
 
 
+def test_more_than_memory_is_to_hold(services: Services) -> None:
+    """Of uploads that have begun; those that come after them are taken."""
+    log = f"/log/{'0' * 32}-x.drv"
+    head = f"PUT {log} HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n".encode()
+    with serving(services, limits={**LIMITS, "max_held_bytes": 20_000}) as cache:
+        with cache.connect() as one, cache.connect() as two:
+            for connection in (one, two):
+                connection.sendall(head + bytes(8999))
+            until(lambda: cache.metric("neve_http_active_requests") == 3)
+
+            def is_refused() -> bool:
+                answer = cache.http.put(log, content=bytes(9000))
+                return answer.status_code == 503 and "max_held_bytes" in answer.text
+
+            until(is_refused)
+        until(lambda: cache.http.put(log, content=b"").status_code == 201)
+
+
 def test_a_narinfo_that_is_too_long(cache: Served) -> None:
     what = sample("long")
     text = what.narinfo().render() + "Unknown: " + "x" * (2 << 20) + "\n"

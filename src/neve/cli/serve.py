@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ _MAX_KEY_FILE_BYTES = 64 * 1024
 LIMIT_HELP = {
     "max_nar_bytes": "Longest NAR in an upload, packed or not, and longest whose hash is calculated.",
     "max_small_file_bytes": "Longest log, listing or realisation in an upload.",
+    "max_held_bytes": "Small files in uploads that a process holds in memory at once.",
     "max_uploads": "NARs that a process takes in at once; others wait for their turn.",
     "max_open_nars": "NARs that a process renders ahead of what is sent, some 8 MiB each.",
     "max_fetches": "Paths that a process fetches from a far cache at once.",
@@ -187,7 +189,14 @@ def _check_installed() -> None:
 
 def _pages(services: Services, settings: Settings) -> Sequence[BaseRoute]:
     """The routes of the pages for people."""
-    return ()
+    if importlib.util.find_spec("neve.http_cache.pages") is None:
+        return ()
+    pages: Any = importlib.import_module("neve.http_cache.pages")
+    site: Any = importlib.import_module("neve.http_cache.site").Site(
+        name=settings.name, public_keys=settings.shown_keys(), url=settings.url, priority=settings.priority
+    )
+    routes: Sequence[BaseRoute] = pages.page_routes(services, site)
+    return routes
 
 
 def _options(values: Mapping[str, Any]) -> CacheOptions:

@@ -17,7 +17,7 @@ from neve.castore.digest import DIGEST_SIZE
 from neve.errors import Corrupt, InvalidRequest, NeveError, Unavailable
 from neve.http_cache import routes
 from neve.http_cache.access import Access
-from neve.http_cache.exchange import TEXT, ClientGoneError, Exchange
+from neve.http_cache.exchange import TEXT, ClientGoneError, Exchange, Held
 from neve.http_cache.metrics import ACTIVE, METHODS, RECEIVED, ROUTES, UPLOADS, Counters
 from neve.http_cache.nar import Nars
 from neve.http_cache.narinfo import NarInfos
@@ -79,6 +79,7 @@ class CacheApp:
         self.is_stopping = False
         self._services = services
         self._counters = counters
+        self._held = Held(limits.max_held_bytes)
         self._access = Access(settings)
         self._threads = threads = Threads(limits.max_uploads, limits.max_fetches)
         self._narinfos = NarInfos(services, settings, threads)
@@ -125,7 +126,7 @@ class CacheApp:
     # The way of a request.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._held)
         route = routes.route_of(exchange.path)
         self.exchanges.add(exchange)
         self._counters.add(ACTIVE)
@@ -143,6 +144,7 @@ class CacheApp:
             raise
         finally:
             self.exchanges.discard(exchange)
+            exchange.end()
             self._count(exchange, route)
 
     async def _answer(self, exchange: Exchange, route: routes.Route | None) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from neve.errors import InvalidRequest, LimitExceeded
+from neve.errors import InvalidRequest, LimitExceeded, Unavailable
 from neve.http_cache.statuses import Header
 
 if TYPE_CHECKING:
@@ -33,13 +33,32 @@ class ClientGoneError(Exception):
     """The client is gone. Nobody is told."""
 
 
+class Held:
+    """What all short bodies together take of memory. Belongs to the event loop."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._limit = limit
+
+    def take(self, size: int) -> None:
+        """Raises ``Unavailable`` if there is no room for so many bytes more."""
+        if size > self._left:
+            raise Unavailable(f"uploads hold {self._limit} bytes of memory already (max_held_bytes)")
+        self._left -= size
+
+    def give_back(self, size: int) -> None:
+        self._left += size
+
+
 class Exchange:
     """One request, and what was answered so far."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, held: Held) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._held = held
+        self._holds = 0
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
@@ -106,14 +125,22 @@ class Exchange:
                 yield message["body"]
 
     async def whole_body(self, limit: int, what: str) -> bytes:
-        """All of a short body. Raises ``LimitExceeded``."""
+        """All of a short body, which counts as held until ``end``. Raises ``LimitExceeded`` and
+        ``Unavailable``."""
         self.check_length(limit, what)
         pieces: list[bytes] = []
         async for piece in self.body():
-            pieces.append(piece)
             if self.received > limit:
                 raise _too_long(limit, what)
+            self._held.take(len(piece))
+            self._holds += len(piece)
+            pieces.append(piece)
         return b"".join(pieces)
+
+    def end(self) -> None:
+        """Nothing of it is needed any more."""
+        self._held.give_back(self._holds)
+        self._holds = 0
 
     def check_length(self, limit: int, what: str) -> None:
         """Raises ``LimitExceeded`` if the client says that the body is longer than ``limit``."""

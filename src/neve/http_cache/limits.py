@@ -16,6 +16,9 @@ class Limits:
     tree of a few kilobytes can unfold to more than that."""
     max_small_file_bytes: int = 32 * _MIB
     """Longest log, listing or realisation in an upload. A log is held in memory."""
+    max_held_bytes: int = 256 * _MIB
+    """Narinfos, logs and other small files in uploads, all together, while they come and are stored; more is
+    answered with 503, after which clients try again."""
     max_uploads: int = 16
     """NARs that are taken in at once; each takes a thread and some 10 MiB. Others wait for their turn."""
     max_open_nars: int = 16
