@@ -134,9 +134,9 @@ def test_wrong_usage(neve: Neve, given: Given, arguments: list[str], complaint: 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--sign-key", "none"], "--sign-key none: No such file or directory"),
-        (["--sign-key", "public"], "--sign-key public: secret key"),
-        (["--sign-key", "noise"], "--sign-key noise: secret key"),
+        (["--sign-key", "none"], "cannot read the key in none: No such file or directory"),
+        (["--sign-key", "public"], "public: secret key"),
+        (["--sign-key", "noise"], "noise: secret key"),
         (["--trusted-public-key", "x"], "--trusted-public-key: public key"),
         (["--skip-signed-by", "x:y"], "--skip-signed-by: public key"),
         (["--token-file", "none"], "token file none: No such file or directory"),

@@ -26,7 +26,7 @@ from neve.cli.server_options import (
     worker_command,
     workers_option,
 )
-from neve.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable, Unsupported
+from neve.errors import InvalidRequest, Unsupported
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ _WORKER_COMMAND = "serve-worker"
 
 _NEEDED = ("httptools", "jinja2", "prometheus_client", "starlette", "uvicorn")
 """What the extra ``serve`` brings."""
-
-_MAX_KEY_FILE_BYTES = 64 * 1024
-"""A key takes some hundred."""
 
 LIMIT_HELP = {
     "max_nar_bytes": "Longest NAR in an upload, packed or not, and longest whose hash is calculated.",
@@ -261,19 +258,10 @@ def _check_files(values: Mapping[str, Any]) -> None:
 
 
 def _secret_key(path: str | None) -> str | None:
-    """The key in a file, in its text form. No message contains any of it."""
-    from neve.nix.signing import SecretKey
+    """The key in a file, in its text form."""
+    from neve.store.signing import read_secret_key
 
-    if path is None:
-        return None
-    try:
-        with open(path, "rb") as file:
-            return SecretKey.parse(file.read(_MAX_KEY_FILE_BYTES)).render()
-    except InvalidRequest as error:
-        raise InvalidRequest(f"--sign-key {path}: {error}") from error
-    except OSError as error:
-        kind = {FileNotFoundError: NotFound, PermissionError: PermissionDenied}.get(type(error), Unavailable)
-        raise kind(f"--sign-key {path}: {error.strerror}") from error
+    return None if path is None else read_secret_key(path).render()
 
 
 def _public_keys(option: str, texts: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ file. So whoever signs, replaces or deletes a path, in whichever process, needs 
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from functools import partial
 
@@ -16,7 +15,6 @@ from neve.errors import (
     Corrupt,
     InvalidRequest,
     LimitExceeded,
-    NotFound,
     PermissionDenied,
     Unavailable,
     Unsupported,
@@ -30,10 +28,9 @@ from neve.nix import base32
 from neve.nix.hashes import HashAlgorithm, NixHash
 from neve.nix.narinfo import NarInfo
 from neve.nix.signing import SecretKey
-from neve.nix.store_path import StorePath
-from neve.store.nar_nodes import Nar
 from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.services import Services
+from neve.store.signing import sign_path_info, with_own_nar
 from neve.store.wire import encode_node
 from neve.telemetry import LOGGER
 
@@ -80,7 +77,7 @@ class NarInfos:
         self._path_infos = services.path_infos
         self._threads = threads
         self._kept = _Kept(kept_bytes)
-        self._make = partial(_make, services, settings, settings.signing_key())
+        self._make = partial(_make, settings.narinfo_compression)
         self._filler = partial(_filled, services, settings, settings.signing_key())
         self._at_once = services.path_infos.looks_up_at_once
 
@@ -128,18 +125,16 @@ def _url(path_info: PathInfo | PathDescription, nar: NarDetails, compression: st
     return f"nar/{base32.encode(nar.sha256)}.nar{suffix}?hash={digest}"
 
 
-def _make(
-    services: Services, settings: Settings, _key: SecretKey | None, path_info: PathInfo | PathDescription
-) -> bytes:
+def _make(compression: str, path_info: PathInfo | PathDescription) -> bytes:
     nar = path_info.nar
     assert nar is not None
-    plain = settings.narinfo_compression == "none"
+    plain = compression == "none"
     try:
         return (
             NarInfo(
                 store_path=path_info.store_path,
-                url=_url(path_info, nar, settings.narinfo_compression),
-                compression=settings.narinfo_compression,
+                url=_url(path_info, nar, compression),
+                compression=compression,
                 # What it is when it is compressed is known once it is; it may be left out, and must be right.
                 file_hash=NixHash(HashAlgorithm.SHA256, nar.sha256) if plain else None,
                 file_size=nar.size if plain else None,
@@ -160,31 +155,16 @@ def _make(
 def _filled(services: Services, settings: Settings, key: SecretKey | None, path_info: PathInfo) -> PathInfo:
     """``path_info`` with what a narinfo needs, which we compute, and therefore may sign; stored for the
     next time, if that is possible."""
-    nar = _calculated(services, path_info.node, settings.limits.max_nar_bytes)
-    names = tuple(_name(services, digest) for digest in path_info.references)
-    details = NarDetails(size=nar.size, sha256=nar.sha256, reference_names=names)
-    filled = dataclasses.replace(path_info, nar=details)
+    if services.nar_nodes.nar(path_info.node) is None:
+        # A small tree can have a NAR of which no one will ever see the end.
+        size, limit = services.renderer.size(path_info.node), settings.limits.max_nar_bytes
+        if size > limit:
+            raise LimitExceeded(f"the NAR has {size} bytes, over the limit of {limit} (max_nar_bytes)")
+    filled = with_own_nar(services, path_info)
     if key is not None:
-        filled = filled.with_signatures([key.sign(filled.fingerprint())])
+        filled = sign_path_info(filled, key)
     try:
         return services.path_infos.put(filled)
     except (PermissionDenied, Unavailable, Unsupported) as error:
         LOGGER.debug("the narinfo of %s cannot be stored: %s", path_info.store_path, error)
         return filled
-
-
-def _calculated(services: Services, node: Node, limit: int) -> Nar:
-    known = services.nar_nodes.nar(node)
-    if known is not None:
-        return known
-    # A small tree can have a NAR of which no one will ever see the end.
-    if services.remote is None and (size := services.renderer.size(node)) > limit:
-        raise LimitExceeded(f"the NAR has {size} bytes, over the limit of {limit} (max_nar_bytes)")
-    return services.nar_calculation.calculate_nar(node)
-
-
-def _name(services: Services, digest: bytes) -> StorePath:
-    found = services.path_infos.describe(digest)
-    if found is None:
-        raise NotFound(f"a reference, {base32.encode(digest)}, is not in the store: its name is not known")
-    return found.store_path

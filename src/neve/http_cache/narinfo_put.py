@@ -27,8 +27,10 @@ from neve.nix import base32
 from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
 from neve.nix.signing import PublicKey, verified, verify_any
 from neve.nix.store_path import StorePath
+from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes
 from neve.store.path_info import NarDetails, PathInfo, sorted_references
 from neve.store.services import Services
+from neve.store.signing import sign_path_info, with_own_nar
 from neve.store.small_files import SmallFiles
 
 UPSTREAM = "upstream"
@@ -48,6 +50,10 @@ class NarInfoUploads:
         self._threads = threads
         self._small_files = small_files
         self._key = settings.signing_key()
+        # What is remembered here was computed here; a server that remembers may have been told anything.
+        own = isinstance(services.nar_nodes, LocalNarNodes | MemoryNarNodes)
+        self._proves = self._key is not None and not own
+        """Whether the hash of a NAR is to be computed again before it is signed."""
         self._keys = settings.verifying_keys()
         self._required = settings.require_signatures
         self._upstream: Sequence[PublicKey] = tuple(map(PublicKey.parse, settings.upstream_keys))
@@ -57,7 +63,9 @@ class NarInfoUploads:
         digest = base32.decode(name)
         data = await received(exchange, MAX_NARINFO_BYTES, "a narinfo")
         with exchange.working():
-            line = await self._threads.commit(partial(self._take, data, digest))
+            # Whoever has to read all of a NAR again does not keep commits waiting.
+            run = self._threads.hash if self._proves else self._threads.commit
+            line = await run(partial(self._take, data, digest))
         await exchange.answer_line(200, line)
 
     def _take(self, data: bytes, digest: bytes) -> str:
@@ -72,8 +80,10 @@ class NarInfoUploads:
         if self._required and not signatures:
             raise Refused(403, f"{narinfo.store_path} has no signature by a key that is trusted here")
         path_info = path_info.with_signatures(signatures)
-        if self._key is not None and all(s.name != self._key.name for s in signatures):
-            path_info = path_info.with_signatures([self._key.sign(path_info.fingerprint())])
+        if self._proves:
+            path_info = with_own_nar(self._services, path_info)
+        if self._key is not None:
+            path_info = sign_path_info(path_info, self._key)
         self._services.path_infos.put(path_info)
         return "stored"
 
