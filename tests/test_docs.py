@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from neve.cli.daemon import shown_size
+from neve.cli.server_options import shown_size
 from neve.rpc.target import DEFAULT_TIMEOUT, PARAMETERS
 from neve.server.limits import Limits
 

@@ -17,7 +17,8 @@ import pytest
 
 from neve.cli import daemon as module
 from neve.cli.commands import cli
-from neve.cli.daemon import LIMIT_HELP, ModeType, SizeType, shown_size
+from neve.cli.daemon import LIMIT_HELP
+from neve.cli.server_options import ModeType, SizeType, shown_size
 from neve.server.daemon import DaemonOptions, WorkerStart
 from neve.server.limits import Limits
 from neve.testing.servers import make_certificates

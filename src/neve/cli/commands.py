@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from neve import __version__
-from neve.cli import copying, daemon, ingest, inspect, keys, logs, maintain
+from neve.cli import copying, daemon, ingest, inspect, keys, logs, maintain, serve, token
 
 
 @click.group(
@@ -80,3 +80,6 @@ for command in (inspect.ls, inspect.cat, inspect.export, inspect.path_info, insp
 cli.add_command(keys.sign)
 cli.add_command(daemon.daemon)
 cli.add_command(daemon.daemon_worker)
+cli.add_command(serve.serve)
+cli.add_command(serve.serve_worker)
+cli.add_command(token.token)

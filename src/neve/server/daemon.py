@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from neve.server.listen import Listeners, ListenOptions
 from neve.server.private import PrivateSockets
 from neve.server.settings import Endpoint, Settings, to_json
 from neve.server.splice import Splicer
+from neve.serving.process import raise_file_limit
 from neve.serving.stopping import OVERTIME_SECONDS, Deadline, Stop, stop_signals
 from neve.serving.workers import Workers
 from neve.telemetry import LOGGER
@@ -52,7 +52,7 @@ def run_daemon(
     Raises what opening the store raises, and ``InvalidRequest``, ``Conflict``, ``PermissionDenied`` and
     ``Unavailable`` if it cannot listen. To be called in the main thread.
     """
-    _raise_file_limit()
+    raise_file_limit()
     with contextlib.ExitStack() as stack:
         run = _Run(options, environment, stack)
         if options.workers > 1:
@@ -207,10 +207,3 @@ class _Carrier:
         if self._splicer is not None:
             self._splicer.close()
         self.remove_folder()
-
-
-def _raise_file_limit() -> None:
-    """Connections are descriptors: as many as the system allows."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

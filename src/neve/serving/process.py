@@ -8,8 +8,10 @@ of JSON each: ``{"ready": true}``, ``{"stopping": true}``, ``{"failed": "why it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +34,13 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+def raise_file_limit() -> None:
+    """Connections are descriptors: as many as the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Parent:

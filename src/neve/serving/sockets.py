@@ -222,8 +222,21 @@ class TcpPort:
             except BaseException:
                 self._socket.close()
                 raise
+        self._family = family
         self.port: int = self._socket.getsockname()[1]
         self.address = str(TcpAddress(host.number, self.port))
+
+    def bind(self) -> socket.socket:
+        """A socket that is bound there, beside others that are. Connections are spread over those that
+        listen, so each is for one process. Raises ``OSError``."""
+        bound = _tcp_socket(self._family)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.bind(self._socket.getsockname())
+        except BaseException:
+            bound.close()
+            raise
+        return bound
 
     def close(self) -> None:
         """Gives it up."""

@@ -87,6 +87,11 @@ class LocalNarNodes(NarNodes):
         self._store = store
         self._closed = False
 
+    @property
+    def store(self) -> PackStore:
+        """The embedded store, in which other tables may lie beside this one."""
+        return self._store
+
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
         hashes = check_nar(nar, file_sha256)
         encoded = encode_node(node)

@@ -141,6 +141,10 @@ class BlobService(ABC):
     looks_up_at_once = False
     """Whether ``missing`` only looks into memory or a mapped file: then an event loop may call it."""
 
+    seals_chunk_lists = False
+    """Whether what ``chunks`` gives was proven when it was stored: then chunks that match their digests make
+    up the blob, and nobody has to hash it as a whole."""
+
     @abstractmethod
     def has(self, digest: Digest) -> bool:
         """Whether the blob (or chunk) is there."""

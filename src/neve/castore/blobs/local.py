@@ -51,6 +51,7 @@ class LocalBlobService(BlobService):
     """Blobs of one embedded store. Owns one use of ``store``."""
 
     looks_up_at_once = True
+    seals_chunk_lists = True
 
     def __init__(self, store: PackStore) -> None:
         self._store = store

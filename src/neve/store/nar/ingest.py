@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Self
 
 from neve.castore.blobs.base import BlobService
@@ -32,12 +32,14 @@ def ingest_nar(
     directories: DirectoryService,
     *,
     expected: Nar | None = None,
+    accept: Callable[[Nar], None] | None = None,
     size_rule: SizeRule = SizeRule.EXACT,
 ) -> tuple[Node, Nar]:
     """Stores the tree of a NAR that comes in pieces; returns its root node, size and sha256.
 
     With ``expected``, raises ``NarMismatch`` when size or hash differ: before the Directories become
-    visible, and as soon as more bytes come than it should have. Raises ``NarError`` for malformed
+    visible, and as soon as more bytes come than it should have. ``accept`` is called at the same time,
+    when all has come: what it raises leaves nothing behind either. Raises ``NarError`` for malformed
     archives.
     """
     reader = NarReader()
@@ -51,6 +53,8 @@ def ingest_nar(
         nar = hasher.result()
         if expected is not None:
             expect_nar(nar, expected)
+        if accept is not None:
+            accept(nar)
         return ingester.finish(), nar
 
 

@@ -106,6 +106,11 @@ class NarRenderer:
         parts = self._all_parts(root) if start == 0 else self._parts_from(root, start)
         return self._render(parts if stop is None else _first(parts, stop - start))
 
+    def segments(self, root: Node) -> Iterator[list[bytes] | FileNode]:
+        """The whole NAR like ``groups``, but with the node of a large file in place of its contents: for a
+        caller who has the contents in another form, and checks them."""
+        return self._render_small(self._all_parts(root))
+
     def hash(self, root: Node) -> Nar:
         """Renders the NAR to its size and sha256. Raises like ``stream``."""
         hasher = hashlib.sha256()
@@ -138,6 +143,22 @@ class NarRenderer:
             if size >= PIECE_BYTES:
                 yield pieces
                 pieces, size = [], 0
+        if size:
+            yield pieces
+
+    def _render_small(self, parts: Iterator[_Part]) -> Iterator[list[bytes] | FileNode]:
+        pieces: list[bytes] = []
+        size = 0
+        for part, contents in with_contents(self._blobs, parts, _small_file):
+            pieces += (part.framing, contents)
+            size += len(part.framing) + len(contents)
+            large = part.file is not None and part.file.size > WHOLE_FILE_LIMIT
+            if large or size >= PIECE_BYTES:
+                yield pieces
+                pieces, size = [], 0
+            if large:
+                assert part.file is not None
+                yield part.file
         if size:
             yield pieces
 

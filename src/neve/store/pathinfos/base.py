@@ -20,6 +20,9 @@ class PathInfoService(ABC):
     Failures are errors of ``neve.errors``; None means "not there".
     """
 
+    looks_up_at_once = False
+    """Whether ``version`` only looks into memory or a mapped file: then an event loop may call it."""
+
     @abstractmethod
     def get(self, digest: bytes) -> PathInfo | None:
         """The path info of the store path with this digest. ``InvalidRequest`` if it has not 20 bytes."""
@@ -27,6 +30,11 @@ class PathInfoService(ABC):
     def describe(self, digest: bytes) -> PathInfo | PathDescription | None:
         """Like ``get``, but without fetching contents: a backend that would have to, gives what it knows."""
         return self.get(digest)
+
+    def version(self, digest: bytes) -> object | None:
+        """Something that is equal for as long as ``describe`` gives the same; None where that gives None.
+        What is kept of an answer can be checked with it. A backend can often tell it without reading."""
+        return self.describe(digest)
 
     @abstractmethod
     def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:

@@ -26,6 +26,8 @@ _PAGE = 1000
 class LocalPathInfoService(PathInfoService):
     """Path infos of one embedded store. Owns one use of ``store``."""
 
+    looks_up_at_once = True
+
     def __init__(self, store: PackStore) -> None:
         self._store = store
         self._closed = False
@@ -33,6 +35,10 @@ class LocalPathInfoService(PathInfoService):
     def get(self, digest: bytes) -> PathInfo | None:
         data = self._store.get(PATH_INFOS, check_path_digest(digest))
         return None if data is None else _decode(digest, data)
+
+    def version(self, digest: bytes) -> object | None:
+        # Where the record lies: one that is replaced or moved lies elsewhere, and no place is used twice.
+        return self._store.find(PATH_INFOS, [check_path_digest(digest)]).get(digest)
 
     def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
         found = None if replace else self.get(path_info.digest)

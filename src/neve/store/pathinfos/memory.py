@@ -14,6 +14,8 @@ from neve.store.pathinfos.base import PathInfoService, check_path_digest
 class MemoryPathInfoService(PathInfoService):
     """Holds every path info for as long as it lives."""
 
+    looks_up_at_once = True
+
     def __init__(self) -> None:
         self._path_infos: dict[bytes, PathInfo] = {}
         self._lock = threading.Lock()

@@ -1,0 +1,274 @@
+"""Serving a store over HTTP as a Nix binary cache: ``serve``, and the workers that it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neve.cli.options import StoreOptions, store_options
+from neve.cli.server_options import (
+    FILE,
+    OWNER_AND_GROUP,
+    OWNER_ONLY,
+    GroupType,
+    LimitsCommand,
+    ModeType,
+    check_listen,
+    chosen_limits,
+    opened_services,
+    services_of_worker,
+    worker_command,
+    workers_option,
+)
+from neve.errors import InvalidRequest, Unsupported
+from neve.telemetry import LOGGER
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
+    from neve.http_cache.limits import Limits
+    from neve.http_cache.run import CacheOptions
+    from neve.http_cache.settings import Settings
+    from neve.store.services import Services
+
+_WORKER_COMMAND = "serve-worker"
+
+_NEEDED = ("httptools", "jinja2", "prometheus_client", "starlette", "uvicorn")
+"""What the extra ``serve`` brings."""
+
+LIMIT_HELP = {
+    "max_nar_bytes": "Longest NAR in an upload, packed or not, and longest whose hash is calculated.",
+    "max_small_file_bytes": "Longest log, listing or realisation in an upload.",
+    "max_held_bytes": "Small files in uploads that a process holds in memory at once.",
+    "max_uploads": "NARs that a process takes in at once; others wait for their turn.",
+    "max_open_nars": "NARs that a process renders ahead of what is sent, some 8 MiB each.",
+    "max_fetches": "Paths that a process fetches from a far cache at once.",
+    "max_connections": "Connections of a process; one more is turned away.",
+    "idle_seconds": "A connection must move --min-bytes within this time, or end.",
+    "min_bytes": "See --idle-seconds.",
+}
+
+
+class _ServeCommand(LimitsCommand):
+    limit_help = LIMIT_HELP
+
+    def limits(self) -> Limits:
+        from neve.http_cache.limits import Limits
+
+        return Limits()
+
+
+@click.command(cls=_ServeCommand)
+@click.option(
+    "-l",
+    "--listen",
+    metavar="ADDR",
+    multiple=True,
+    callback=check_listen,
+    help="Where to listen: host:port, unix:/path or /path, sd-listen (sockets from systemd; sd-listen:NAME "
+    "for those of one name). May be repeated.  [default: [::1]:8080]",
+)
+@workers_option
+@click.option("--name", default="neve", show_default=True, help="What people call this cache.")
+@click.option("--url", metavar="URL", help="Its address as people see it.  [default: as they asked for it]")
+@click.option(
+    "--priority",
+    type=click.IntRange(min=0, max=2**31 - 1),
+    default=39,
+    show_default=True,
+    help="Nix asks caches with lower numbers first; cache.nixos.org has 40.",
+)
+@click.option(
+    "--narinfo-compression",
+    type=click.Choice(["none", "zstd"]),
+    default="none",
+    show_default=True,
+    help="How narinfos name NARs; with 'zstd', old versions of Nix get them compressed too.",
+)
+@click.option("--sign-key", type=FILE, metavar="FILE", help="Secret key that signs what is uploaded.")
+@click.option(
+    "--trusted-public-key",
+    "trusted_keys",
+    metavar="KEY",
+    multiple=True,
+    help="Keep signatures by this key, name:base64, on uploads; others are dropped. May be repeated.",
+)
+@click.option(
+    "--require-signatures",
+    is_flag=True,
+    help="Refuse uploads without a signature by --sign-key or a --trusted-public-key.",
+)
+@click.option(
+    "--skip-signed-by",
+    "upstream_keys",
+    metavar="KEY",
+    multiple=True,
+    help="Do not keep uploads that are signed by this key: clients get them elsewhere. May be repeated.",
+)
+@click.option("--token-file", type=FILE, metavar="FILE", help="Who may pull and push; see: neve token --help")
+@click.option("--private", is_flag=True, help="Let only those pull who have a token.")
+@click.option("--insecure-allow-upload", is_flag=True, help="Let everybody push who reaches an address.")
+@click.option("--read-only", is_flag=True, help="Take nothing in.")
+@click.option(
+    "--socket-mode",
+    type=ModeType(),
+    help="Permission bits of sockets.  [default: 0600, with --socket-group 0660]",
+)
+@click.option("--socket-group", type=GroupType(), metavar="GROUP", help="Group of sockets.")
+@click.option("--tls-cert", type=FILE, metavar="FILE", help="Certificate, with its chain. TLS on all of TCP.")
+@click.option("--tls-key", type=FILE, metavar="FILE", help="Its key, not encrypted.")
+@click.option(
+    "--tls-client-ca", type=FILE, metavar="FILE", help="Who signs the certificates that clients must show."
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0, max=86400),
+    metavar="SECONDS",
+    default=30,
+    show_default=True,
+    help="How long requests in flight may take when the cache is told to stop.",
+)
+@store_options
+@click.pass_context
+def serve(context: click.Context, /, store: StoreOptions, **options: Any) -> None:
+    """Serve a store over HTTP, as a binary cache of Nix.
+
+    Everybody may pull, unless --private; to push, one needs a token. SIGTERM and Ctrl-C end it once
+    requests in flight have ended; a second one at once.
+
+    \b
+    Example:
+      neve serve -l '[::]:8080' --token-file tokens --sign-key cache.secret
+      nix copy --to http://localhost:8080 ./result
+    """
+    _check_installed()
+    from neve.http_cache.run import WorkerStart, run_cache
+    from neve.serving.workers import check_shareable
+
+    chosen = _options(options)
+    write = not chosen.settings.read_only
+    if chosen.workers > 1:
+        services = (store.blob_service, store.directory_service, store.path_info_service)
+        check_shareable([service or store.url for service in services])
+    worker = WorkerStart(
+        command=worker_command(context.find_root().params, _WORKER_COMMAND),
+        store={**dataclasses.asdict(store), "write": write},
+    )
+    run_cache(chosen, os.environ, lambda: opened_services(store, write=write), _pages, worker)
+
+
+@click.command(_WORKER_COMMAND, hidden=True)
+def serve_worker() -> None:
+    """Serve as one of several processes; started by `neve serve`, which says over a pipe what to do.
+
+    \b
+    Example:
+      neve serve --workers 4
+    """
+    from neve.http_cache.process import serve_as_worker
+
+    LOGGER.debug("worker %d starts", os.getpid())
+    if not serve_as_worker(services_of_worker, _pages):
+        raise click.exceptions.Exit(1)
+
+
+def _check_installed() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Unsupported(f"this needs {', '.join(missing)}, not installed here: install neve[serve]")
+
+
+def _pages(services: Services, settings: Settings) -> Sequence[BaseRoute]:
+    """The routes of the pages for people."""
+    if importlib.util.find_spec("neve.http_cache.pages") is None:
+        return ()
+    pages: Any = importlib.import_module("neve.http_cache.pages")
+    site: Any = importlib.import_module("neve.http_cache.site").Site(
+        name=settings.name, public_keys=settings.shown_keys(), url=settings.url, priority=settings.priority
+    )
+    routes: Sequence[BaseRoute] = pages.page_routes(services, site)
+    return routes
+
+
+def _options(values: Mapping[str, Any]) -> CacheOptions:
+    """What the command line says. Raises ``InvalidRequest`` and others for files that it names."""
+    from neve.http_cache.listen import DEFAULT_ADDRESS, ListenOptions
+    from neve.http_cache.run import CacheOptions
+
+    group = values["socket_group"]
+    default_mode = OWNER_ONLY if group is None else OWNER_AND_GROUP
+    listen = ListenOptions(
+        addresses=values["listen"] or (DEFAULT_ADDRESS,),
+        socket_mode=default_mode if values["socket_mode"] is None else values["socket_mode"],
+        socket_group=group,
+    )
+    return CacheOptions(listen=listen, settings=_settings(values), workers=values["workers"])
+
+
+def _settings(values: Mapping[str, Any]) -> Settings:
+    from neve.http_cache.limits import Limits
+    from neve.http_cache.settings import Settings
+
+    _check_combinations(values)
+    _check_files(values)
+    same = ("name", "url", "priority", "narinfo_compression", "require_signatures", "private")
+    return Settings(
+        **{name: values[name] for name in (*same, "insecure_allow_upload", "read_only")},
+        limits=chosen_limits(Limits(), values),
+        token_file=_absolute(values["token_file"]),
+        secret_key=_secret_key(values["sign_key"]),
+        trusted_keys=_public_keys("--trusted-public-key", values["trusted_keys"]),
+        upstream_keys=_public_keys("--skip-signed-by", values["upstream_keys"]),
+        grace=float(values["grace"]),
+        tls_certificate=_absolute(values["tls_cert"]),
+        tls_key=_absolute(values["tls_key"]),
+        tls_client_ca=_absolute(values["tls_client_ca"]),
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
+
+
+def _check_combinations(values: Mapping[str, Any]) -> None:
+    if values["private"] and values["token_file"] is None:
+        raise click.UsageError("--private needs --token-file: nobody could pull")
+    if values["read_only"] and values["insecure_allow_upload"]:
+        raise click.UsageError("--read-only and --insecure-allow-upload contradict each other")
+    if values["require_signatures"] and not values["trusted_keys"] and values["sign_key"] is None:
+        raise click.UsageError("--require-signatures needs a --trusted-public-key or --sign-key")
+
+
+def _check_files(values: Mapping[str, Any]) -> None:
+    """What processes will read again: what is wrong with it is told now, and once."""
+    from neve.http_cache.tokens import TokenFile
+    from neve.serving.tls import TlsFiles, read_tls
+
+    read_tls(
+        TlsFiles(certificate=values["tls_cert"], key=values["tls_key"], client_ca=values["tls_client_ca"])
+    )
+    if values["token_file"] is not None:
+        TokenFile(values["token_file"])
+
+
+def _secret_key(path: str | None) -> str | None:
+    """The key in a file, in its text form."""
+    from neve.store.signing import read_secret_key
+
+    return None if path is None else read_secret_key(path).render()
+
+
+def _public_keys(option: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Keys in their text form; an option may have several, as nix.conf has them."""
+    from neve.nix.signing import PublicKey
+
+    try:
+        return tuple(key.render() for text in texts for key in PublicKey.parse_many(text))
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{option}: {error}") from error

@@ -1,0 +1,136 @@
+"""One connection of a client: uvicorn's protocol, with bounds on what comes before a request is known.
+
+The parser takes heads of any length and any number of requests at once, and waits for them as long as a
+client likes. Whoever sends a long head, or many requests without waiting for answers, gets no further
+here; those who send nothing are found by ``Server`` (``is_idle``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from neve.http_cache.exchange import EXTENSION
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Of a request: its line and headers. An address takes 6 KB at most (``routes.MAX_NODE_BYTES``), what
+browsers and proxies add is less than that."""
+
+MAX_HEADERS = 200
+"""Lines of a head. Each takes some hundred bytes as objects, however short it is."""
+
+MAX_WAITING = 64
+"""Requests that are sent before the one in front of them is answered. curl, and so Nix, sends none."""
+
+
+class _HeadTooLongError(Exception):
+    """For the parser: it passes on that something was raised."""
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is counted, and known to the exchanges on it."""
+
+    def __init__(
+        self, config: Config, state: ServerState, loop: asyncio.AbstractEventLoop, most: int
+    ) -> None:
+        """``most``: connections at once; one more than that is turned away."""
+        super().__init__(config, state, {}, loop)
+        self._most = most
+        self._unfinished = False
+        """Whether a head has begun and not ended."""
+        self._later_bytes = 0
+        """Of that head, what has come in later pieces than its beginning."""
+        self._lines = 0
+        self._bytes = 0
+        self._too_long = False
+        self._waiting_since: float | None = None
+
+    # As an asyncio protocol.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._waiting_since = time.monotonic()
+        super().connection_made(transport)
+        if len(self.connections) > self._most:
+            self._say(503, "too many connections (max_connections)")
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._unfinished:
+            self._later_bytes += len(data)
+            if self._later_bytes > MAX_HEAD_BYTES:
+                self._too_long = True
+                self.send_400_response("")
+                return
+        super().data_received(data)
+        if len(self.pipeline) > MAX_WAITING:
+            self.transport.abort()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._unfinished = True
+        self._waiting_since = time.monotonic()
+        self._later_bytes = self._lines = self._bytes = 0
+        super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: {"connection": self}}
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._lines += 1
+        self._bytes += size
+        if self._lines > MAX_HEADERS or self._bytes > MAX_HEAD_BYTES:
+            self._too_long = True
+            raise _HeadTooLongError
+
+    def on_headers_complete(self) -> None:
+        self._unfinished = False
+        self._waiting_since = None
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:  # Else another request waits.
+            self._waiting_since = time.monotonic()
+
+    # Ends.
+
+    def send_400_response(self, msg: str) -> None:
+        """Is called for what the parser does not understand."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            # In the middle of an answer, a line about something else would pass for a part of it.
+            self.transport.abort()
+        elif self._too_long:
+            self._say(
+                431, f"the head of a request has more than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} lines"
+            )
+        else:
+            self._say(400, "this is no HTTP request")
+
+    def _say(self, status: int, line: str) -> None:
+        body = line.encode() + b"\n"
+        head = (
+            f"HTTP/1.1 {status} \r\ncontent-type: text/plain; charset=utf-8\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def is_idle(self, now: float, seconds: float) -> bool:
+        """Whether the client has been expected to send a head, or the rest of it, for so long."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and self._waiting_since is not None and now - self._waiting_since >= seconds

@@ -1,0 +1,96 @@
+"""SmallFiles: what a binary cache keeps beside store paths, and does not look into: logs, realisations.
+
+A file is known by its kind and its name. Where the map of NARs lies in the embedded store these lie
+beside it, so that all who share the store share them.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+
+from neve.errors import InvalidRequest, LimitExceeded
+from neve.packstore.frames import Record
+from neve.packstore.store import PackStore, Table
+from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes, NarNodes
+
+SMALL_FILES = Table(6, "small-files")
+"""Keys are kind, ``/`` and name."""
+
+MAX_NAME_BYTES = 255
+"""Of kind, ``/`` and name together: the longest key that a pack knows. The base name of a store path has 244
+bytes at most."""
+
+MAX_MEMORY_BYTES = 64 * 1024 * 1024
+"""All that a store in memory keeps."""
+
+_TAG = 1
+
+
+class SmallFiles(ABC):
+    """The files. Thread-safe; a file is durable when ``put`` returns, and the last one put counts.
+
+    A kind or name that is too long, or empty, is an ``InvalidRequest``. How long contents may be is for
+    the caller to limit, to what he can hold in memory.
+    """
+
+    @abstractmethod
+    def get(self, kind: str, name: str) -> bytes | None:
+        """The contents, or None."""
+
+    @abstractmethod
+    def put(self, kind: str, name: str, contents: bytes) -> None:
+        """Stores a file, in place of one by the same name."""
+
+
+class MemorySmallFiles(SmallFiles):
+    """Holds them for as long as it lives, up to ``MAX_MEMORY_BYTES``."""
+
+    def __init__(self) -> None:
+        self._files: dict[bytes, bytes] = {}
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def get(self, kind: str, name: str) -> bytes | None:
+        return self._files.get(_key(kind, name))
+
+    def put(self, kind: str, name: str, contents: bytes) -> None:
+        key = _key(kind, name)
+        with self._lock:
+            size = self._size + len(contents) - len(self._files.get(key, b""))
+            if size > MAX_MEMORY_BYTES:
+                raise LimitExceeded(f"a store in memory keeps at most {MAX_MEMORY_BYTES} bytes of such files")
+            self._files[key] = contents
+            self._size = size
+
+
+class LocalSmallFiles(SmallFiles):
+    """The files in the embedded store, which the caller keeps open."""
+
+    def __init__(self, store: PackStore) -> None:
+        self._store = store
+
+    def get(self, kind: str, name: str) -> bytes | None:
+        return self._store.get(SMALL_FILES, _key(kind, name))
+
+    def put(self, kind: str, name: str, contents: bytes) -> None:
+        key = _key(kind, name)
+        if self._store.get(SMALL_FILES, key) != contents:
+            self._store.update(lambda transaction: transaction.put(SMALL_FILES, Record(_TAG, key, contents)))
+
+
+def small_files_beside(nar_nodes: NarNodes) -> SmallFiles | None:
+    """Those that lie where ``nar_nodes`` does, or None if nothing else can lie there. They can be used
+    until that is closed."""
+    if isinstance(nar_nodes, LocalNarNodes):
+        return LocalSmallFiles(nar_nodes.store)
+    return MemorySmallFiles() if isinstance(nar_nodes, MemoryNarNodes) else None
+
+
+def _key(kind: str, name: str) -> bytes:
+    key = f"{kind}/{name}".encode()
+    if not kind or not name or len(key) > MAX_NAME_BYTES:
+        raise InvalidRequest(
+            f"a name of {len(name)} characters; it must have 1 to less than {MAX_NAME_BYTES}"
+        )
+    return key

@@ -1,0 +1,311 @@
+"""Clients that send rubbish, too much, too slowly or nothing, that do not read, that leave, and that are too
+many. They get no further than their own connection, and cost a bounded amount."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from neve.http_cache.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_WAITING
+from neve.http_cache.routes import encoded_node
+from neve.store.importer import import_nar
+from neve.store.services import Services, open_services
+from neve.store.wire import encode_node
+from neve.tree import BeginFile, Data, EndFile, Event
+from tests.http_cache.samples import nar_url, sample, sha256
+from tests.http_cache.serving import SECONDS, Served, all_of, process, serving, until
+from tests.store.helpers import encoded, everything
+
+QUICK = {"idle_seconds": 0.3}
+GET = b"GET /nix-cache-info HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    opened = open_services(f"local://{tmp_path_factory.mktemp('store')}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def cache(services: Services) -> Iterator[Served]:
+    with serving(services) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def impatient(services: Services) -> Iterator[Served]:
+    """A cache that waits for nobody."""
+    with serving(services, limits=QUICK) as served:
+        yield served
+
+
+LARGE = b"".join(sha256(b"%d" % i) for i in range(32 * 1024)) * 24
+"""24 MiB: more than the buffers of any socket hold."""
+
+
+def file_events(contents: bytes) -> list[Event]:
+    return [BeginFile(b"", False, len(contents)), Data(contents), EndFile()]
+
+
+@pytest.fixture(scope="module")
+def large(services: Services) -> str:
+    """Where a large NAR is."""
+    node = import_nar(services, [encoded(file_events(LARGE))], name="large").node
+    return f"/nar/tvix-castore/{encoded_node(encode_node(node))}"
+
+
+def status_of(answer: bytes) -> int:
+    """The status of an answer that is complete, and the last one."""
+    match = re.fullmatch(rb"HTTP/1\.1 ([0-9]{3}) [^\r]*\r\n(.*?)\r\n\r\n(.*)", answer, re.DOTALL)
+    assert match is not None, answer
+    assert b"connection: close" in match[2]
+    assert f"content-length: {len(match[3])}".encode() in match[2]
+    assert match[3].count(b"\n") == 1
+    return int(match[1])
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"\0" * 100,
+        b"nonsense\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nna me: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"PUT / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
+        b"PUT / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\nhost: x\r\n\r\n",
+    ],
+)
+def test_rubbish(cache: Served, rubbish: bytes) -> None:
+    with cache.connect() as connection:
+        connection.sendall(rubbish)
+        connection.shutdown(socket.SHUT_WR)
+        answer = all_of(connection)
+    assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), answer
+    assert b"Traceback" not in answer
+    assert cache.is_fine()
+
+
+def test_heads_that_are_too_long(cache: Served) -> None:
+    for head in (
+        b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * (MAX_HEADERS + 1) + b"\r\n",
+    ):
+        assert status_of(cache.raw(head)) == 431
+    fine = b"x: " + b"a" * (MAX_HEAD_BYTES // 2) + b"\r\n" + b"a: b\r\n" * (MAX_HEADERS // 2)
+    answer = cache.raw(b"GET /nix-cache-info HTTP/1.1\r\nconnection: close\r\n" + fine + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("beginning", [b"GET /", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\nx"])
+def test_a_head_without_end(cache: Served, beginning: bytes) -> None:
+    """It is not held: the client is turned away while he still sends."""
+    with cache.connect() as connection:
+        connection.sendall(beginning)
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 64 << 20:
+                connection.sendall(b"a" * 65536)
+                sent += 65536
+        assert sent < 64 << 20
+    assert cache.is_fine()
+
+
+def test_requests_without_waiting(cache: Served) -> None:
+    """Some are fine, and answered in their order; too many are not."""
+    few = b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % i for i in range(MAX_WAITING - 1))
+    answer = cache.raw(few + GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+    assert answer.count(b"HTTP/1.1 404") == MAX_WAITING - 1
+    assert answer.endswith(b"Priority: 39\n")
+    answer = cache.raw(GET * 10_000)
+    assert answer.count(b"HTTP/1.1 200") < 10_000
+    assert cache.is_fine()
+
+
+def test_rubbish_behind_a_request_spoils_no_answer(cache: Served, large: str) -> None:
+    """What is said of it must not pass for a part of the NAR."""
+    with cache.connect() as connection:
+        connection.sendall(f"GET {large} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        head = connection.recv(1000)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"\0\0 nonsense\r\n\r\n")
+        rest = all_of(connection)
+    body = (head + rest).partition(b"\r\n\r\n")[2]
+    nar = encoded(file_events(LARGE))
+    assert len(body) < len(nar)
+    assert nar.startswith(body)
+
+
+def test_silence(impatient: Served) -> None:
+    """Before, in and after a request."""
+    beginnings = (b"", b"\r\n", b"GE", b"GET / HTTP/1.1\r\nhost", GET, GET + b"GET /")
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(impatient.connect()) for _ in beginnings]
+        for connection, beginning in zip(connections, beginnings, strict=True):
+            connection.sendall(beginning)
+        for connection, beginning in zip(connections, beginnings, strict=True):
+            assert all_of(connection).count(b"HTTP/1.1 200") == beginning.count(GET)
+
+
+def test_a_head_that_comes_slowly(impatient: Served) -> None:
+    """A byte at a time does not count as progress."""
+    with impatient.connect() as connection:
+        connection.settimeout(0.02)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(SECONDS * 50):
+                connection.sendall(b"a")
+                with contextlib.suppress(TimeoutError):
+                    if not connection.recv(1):
+                        break
+            else:
+                pytest.fail("it still listens")
+
+
+@pytest.mark.parametrize("pause", [None, 0.02])
+def test_an_upload_that_stalls(impatient: Served, services: Services, pause: float | None) -> None:
+    """Or goes on a byte at a time."""
+    before = everything(services)
+    nar = sample("stalling", bytes(100_000)).nar
+    head = f"PUT {nar_url(nar)} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(nar)}\r\n\r\n"
+    with impatient.connect() as connection:
+        connection.sendall(head.encode() + nar[:50_000])
+        connection.settimeout(pause or SECONDS)
+        with contextlib.suppress(ConnectionError):
+            for place in range(50_000, 50_000 + SECONDS * 50):
+                if pause is not None:
+                    connection.sendall(nar[place : place + 1])
+                with contextlib.suppress(TimeoutError):
+                    if not connection.recv(1):
+                        break
+            else:
+                pytest.fail("it still listens")
+    until(lambda: impatient.metric("neve_http_active_uploads") == 0)
+    assert everything(services) == before
+
+
+@pytest.mark.parametrize("encoding", ["identity", "zstd", "gzip"])
+def test_a_client_that_does_not_read(impatient: Served, large: str, encoding: str) -> None:
+    head = f"GET {large} HTTP/1.1\r\nhost: x\r\naccept-encoding: {encoding}\r\n\r\n"
+    with impatient.connect() as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        # Only the request that asks for the figure is left.
+        until(lambda: impatient.metric("neve_http_active_requests") == 1)
+        assert len(all_of(connection)) < len(LARGE)
+
+
+def test_a_client_that_leaves(cache: Served, large: str) -> None:
+    """Nothing goes on for him: no request, no thread that works for it."""
+    for encoding in ("identity", "zstd", "gzip"):
+        for _ in range(5):
+            with cache.connect() as connection:
+                head = f"GET {large} HTTP/1.1\r\nhost: x\r\naccept-encoding: {encoding}\r\n\r\n"
+                connection.sendall(head.encode())
+                assert connection.recv(12) == b"HTTP/1.1 200"
+    until(lambda: cache.metric("neve_http_active_requests") == 1)
+    assert cache.http.get(large).content == encoded(file_events(LARGE))
+
+
+def test_too_many_connections(services: Services) -> None:
+    with serving(services, limits={"max_connections": 10}) as cache:
+        assert cache.is_fine()
+        with contextlib.ExitStack() as stack:
+            crowd = [stack.enter_context(cache.connect()) for _ in range(9)]
+            for each in crowd:
+                each.sendall(GET)
+                assert each.recv(12) == b"HTTP/1.1 200"
+            answer = cache.raw(b"")
+            assert status_of(answer) == 503
+            assert b"max_connections" in answer
+            assert cache.is_fine()  # On the connection that it has.
+        until(lambda: cache.raw(GET.replace(b"host", b"connection: close\r\nhost"))[9:12] == b"200")
+
+
+def test_a_crowd_that_does_nothing(cache: Served) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(400):
+            stack.enter_context(cache.connect()).sendall(b"GET / HTTP/1.1\r\n")
+        assert cache.is_fine()
+    assert cache.is_fine()
+
+
+def test_slow_downloads_hold_up_nobody(cache: Served, large: str) -> None:
+    """More of them than there are threads, and than may read ahead."""
+    nar = encoded(file_events(LARGE))
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(cache.connect()) for _ in range(40)]
+        for each in crowd:
+            each.sendall(f"GET {large} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+            assert each.recv(12) == b"HTTP/1.1 200"
+        assert cache.http.get(large).content == nar
+        # And they get all of it, if they want it after all.
+        for each in crowd[:3] + crowd[-3:]:
+            assert all_of(each).endswith(nar[-1000:])
+    until(lambda: cache.metric("neve_http_active_requests") == 1)
+
+
+def peak_memory(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmHWM")
+
+
+@pytest.mark.slow
+def test_memory_with_a_crowd(tmp_path: Path) -> None:
+    """200 that download and do not read, 200 that upload and do not end: all together they would hold
+    gigabytes."""
+    services = open_services(f"local://{tmp_path}/store")
+    nar = encoded(file_events(LARGE))
+    node = import_nar(services, [nar], name="large").node
+    services.close()
+    url = f"/nar/tvix-castore/{encoded_node(encode_node(node))}"
+    with process(tmp_path / "store", "--insecure-allow-upload") as cache:
+        host, _, port = cache.address.rpartition(":")
+        with cache.client() as http:
+            assert http.get(url).content == nar
+        before = peak_memory(cache.process.pid)
+        with contextlib.ExitStack() as stack:
+            for _ in range(200):
+                connection = stack.enter_context(socket.create_connection((host, int(port)), SECONDS))
+                connection.sendall(f"GET {url} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+                assert connection.recv(12) == b"HTTP/1.1 200"
+            downloads = peak_memory(cache.process.pid) - before
+            head = f"PUT {nar_url(b'')} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(nar)}\r\n\r\n".encode()
+            connections = [
+                stack.enter_context(socket.create_connection((host, int(port)), SECONDS)) for _ in range(200)
+            ]
+
+            def upload(connection: socket.socket) -> None:
+                connection.settimeout(1)
+                with contextlib.suppress(TimeoutError):
+                    connection.sendall(head + nar[:-1000])
+
+            threads = [threading.Thread(target=upload, args=(each,)) for each in connections]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            with cache.client() as http:
+                assert http.get("/healthz").status_code == 200
+        both = peak_memory(cache.process.pid) - before
+    assert downloads < 320 << 20
+    assert both < 600 << 20

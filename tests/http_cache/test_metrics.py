@@ -1,0 +1,65 @@
+"""Figures that processes count together."""
+
+from __future__ import annotations
+
+import os
+
+from neve.http_cache.metrics import ACTIVE, BUCKETS, RECEIVED, ROUTES, SENT, Counters, SharedRows
+
+
+def figures(counters: Counters) -> dict[str, float]:
+    lines = (line.rpartition(" ") for line in counters.text().decode().splitlines() if line[0] != "#")
+    return {name: float(value) for name, _, value in lines}
+
+
+def test_rows_are_added_up() -> None:
+    rows = SharedRows(3)
+    one, two = Counters(rows, 0), Counters(rows, 1)
+    one.add(RECEIVED, 5)
+    one.request(ROUTES.index("nar"), 0, 200, 0.01, 100)
+    two.request(ROUTES.index("nar"), 0, 200, 0.2, 50)
+    two.request(ROUTES.index("narinfo"), 1, 999, 100.0, 0)
+    for counters in (one, two, Counters(rows, 2)):
+        found = figures(counters)
+        assert found['neve_http_requests_total{method="read",route="nar",status="200"}'] == 2
+        assert found['neve_http_requests_total{method="write",route="narinfo",status="other"}'] == 1
+        assert found["neve_http_sent_bytes_total"] == 150
+        assert found["neve_http_received_bytes_total"] == 5
+        name = "neve_http_request_seconds"
+        labels = 'method="read",route="nar"'
+        bounds = {0.005: 0, 0.025: 1, 0.1: 1, 0.5: 2, 60.0: 2}
+        for bound, count in bounds.items():
+            assert bound in BUCKETS
+            assert found[f'{name}_bucket{{le="{bound}",{labels}}}'] == count
+        assert found[f"{name}_count{{{labels}}}"] == 2
+        assert abs(found[f"{name}_sum{{{labels}}}"] - 0.21) < 1e-9
+        assert found[f'{name}_count{{method="write",route="narinfo"}}'] == 1
+    rows.close()
+
+
+def test_another_process_has_the_same_memory() -> None:
+    rows = SharedRows(2)
+    Counters(rows, 0).add(SENT, 7)
+    Counters(rows, 0).add(ACTIVE, 3)
+    same = SharedRows(2, os.dup(rows.descriptor))
+    assert figures(Counters(same, 1))["neve_http_sent_bytes_total"] == 7
+    # One that is started in the place of another goes on counting; nothing is under way in it.
+    again = Counters(same, 0)
+    again.add(SENT, 1)
+    found = figures(Counters(rows, 1))
+    assert found["neve_http_sent_bytes_total"] == 8
+    assert found["neve_http_active_requests"] == 0
+    same.close()
+    rows.close()
+
+
+def test_nothing_has_happened() -> None:
+    rows = SharedRows(1)
+    found = figures(Counters(rows, 0))
+    rows.close()
+    assert found == {
+        "neve_http_sent_bytes_total": 0,
+        "neve_http_received_bytes_total": 0,
+        "neve_http_active_requests": 0,
+        "neve_http_active_uploads": 0,
+    }
