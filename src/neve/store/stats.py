@@ -74,7 +74,7 @@ def collect_stats(services: Services, progress: Progress = NO_PROGRESS) -> Stats
         directories=packs.index.count(DIRECTORIES.id),
         content_bytes=content_bytes,
         stored_bytes=stored_bytes,
-        disk_bytes=_disk_bytes(packs.path),
+        disk_bytes=disk_bytes(packs.path),
     )
 
 
@@ -107,6 +107,7 @@ def _count_blobs(packs: PackStore, progress: Progress) -> tuple[int, int, int, i
     return blobs, chunks, content_bytes, round(stored)
 
 
-def _disk_bytes(path: Path) -> int:
+def disk_bytes(path: Path) -> int:
+    """What the embedded store in the folder ``path`` takes on the disk, in bytes."""
     index = path / INDEX_DIR / "data.mdb"
     return pack_bytes(path) + index.stat().st_blocks * 512

@@ -1,0 +1,114 @@
+"""From templates to answers: escaping, security headers, pages for errors.
+
+Every value is escaped by the templates (autoescape, without exception). Should one slip through, the
+Content-Security-Policy lets a page run no script, load nothing from elsewhere, and send forms only here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from neve.errors import (
+    Corrupt,
+    InvalidRequest,
+    NeveError,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
+from neve.http_cache.pages.locations import links_from
+from neve.http_cache.pages.lookup import Missing
+from neve.http_cache.pages.text import exact_size, short_size
+from neve.http_cache.pages.threads import Busy
+from neve.http_cache.site import Site
+from neve.telemetry import LOGGER
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # An address tells what somebody looks at; links to other hosts there are none.
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "private, no-cache",
+}
+
+_STATIC_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+    # Its name has a digest of the contents.
+    "Cache-Control": "public, max-age=31536000, immutable",
+}
+_TYPES = {"css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
+
+_RETRY_SECONDS = 5
+
+# Heading, and what to say instead of the error's message where that is nothing for strangers.
+_ERRORS: tuple[tuple[type[NeveError], int, str, str | None], ...] = (
+    (Missing, 404, "Not here", None),
+    (Busy, 503, "Busy", None),
+    (Unavailable, 503, "Not available", "The store behind this cache does not answer right now."),
+    (PermissionDenied, 502, "Not available", "The store behind this cache refuses access."),
+    (Corrupt, 500, "Damaged data", None),
+    (NotFound, 500, "Incomplete data", None),
+    (InvalidRequest, 400, "That cannot be", None),
+    (NeveError, 500, "Something went wrong", None),
+)
+
+
+class Renderer:
+    """Makes pages of one site. Thread-safe."""
+
+    def __init__(self, site: Site) -> None:
+        self._static: dict[str, Response] = {}
+        names = {suffix: self._keep(name, suffix) for name, suffix in (("style", "css"), ("icon", "svg"))}
+        self._environment = Environment(
+            loader=PackageLoader("neve.http_cache.pages"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.globals.update(site=site, style=names["css"], icon=names["svg"])
+        self._environment.filters.update(exact_size=exact_size, short_size=short_size, number="{:,}".format)
+
+    def _keep(self, name: str, suffix: str) -> str:
+        """Reads a file that comes with the pages; the name that it is served by."""
+        contents = (resources.files("neve.http_cache.pages") / "static" / f"{name}.{suffix}").read_bytes()
+        served = f"{name}.{hashlib.sha256(contents).hexdigest()[:16]}.{suffix}"
+        self._static[served] = Response(contents, headers=_STATIC_HEADERS, media_type=_TYPES[suffix])
+        return served
+
+    def static(self, name: str) -> Response:
+        """A file that comes with the pages. Raises ``Missing``."""
+        if name not in self._static:
+            raise Missing("there is no such file")
+        return self._static[name]
+
+    def page(
+        self, request: Request, template: str, values: Mapping[str, object], status: int = 200
+    ) -> HTMLResponse:
+        """The page that a template makes of ``values``."""
+        text = self._environment.get_template(template).render(values, links=links_from(request.scope))
+        return HTMLResponse(text, status, PAGE_HEADERS)
+
+    def error(self, request: Request, error: NeveError) -> HTMLResponse:
+        """The page for what went wrong."""
+        status, heading, message = next(row[1:] for row in _ERRORS if isinstance(error, row[0]))
+        if status >= 500:
+            LOGGER.warning("%r cannot be shown: %s", request.scope["path"], error)
+        values = {"status": status, "heading": heading, "message": message or str(error)}
+        response = self.page(request, "error.html", values, status)
+        if status == 503:
+            response.headers["Retry-After"] = str(_RETRY_SECONDS)
+        return response

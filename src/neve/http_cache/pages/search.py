@@ -1,0 +1,110 @@
+"""What a search asks for, and what it finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neve.castore.path import parse_path
+from neve.errors import InvalidRequest, Unsupported
+from neve.http_cache.pages.scan import Scan
+from neve.nix import base32
+from neve.nix.store_path import DIGEST_SIZE, STORE_DIR, StorePath
+from neve.store.path_info import PathInfo
+from neve.store.pathinfos.base import PathInfoService
+
+MAX_QUERY = 8192
+"""Characters. A store path with what lies below it has at most some thousands."""
+
+_FOUND = 50
+"""Results on a page."""
+_EXAMINED = 20_000
+_SECONDS = 1.5
+"""What one request may look through: a person waits for it, and a thread is taken."""
+_DIGEST_CHARACTERS = base32.encoded_length(DIGEST_SIZE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The store paths that one request has found."""
+
+    paths: tuple[PathInfo, ...]
+    examined: int
+    """How many were looked at for it."""
+    after: bytes | None
+    """Where to go on; None at the end."""
+    share: float
+    """How much of the store has been looked through, 0 to 1."""
+    problem: str | None = None
+    """Why this is not all there is."""
+
+
+def exact_place(query: str) -> tuple[StorePath, tuple[bytes, ...]] | None:
+    """The place that an absolute path names, or None if ``query`` is no absolute path.
+
+    Raises ``InvalidRequest`` for one that names no store path.
+    """
+    if not query.startswith("/"):
+        return None
+    raw = query.encode("utf-8", "surrogateescape")
+    store_path, rest = StorePath.parse_with_rest(raw)
+    return store_path, parse_path(rest)
+
+
+def whole_digest(query: str) -> bytes | None:
+    """The digest in a base name or in 32 characters of nixbase32, else None."""
+    digits, hyphen, name = query[:_DIGEST_CHARACTERS], query[_DIGEST_CHARACTERS:][:1], query[33:]
+    if len(digits) < _DIGEST_CHARACTERS or hyphen not in ("", "-") or "/" in name:
+        return None
+    try:
+        return base32.decode(digits)
+    except InvalidRequest:
+        return None
+
+
+def parse_after(text: str) -> bytes:
+    """The digest behind which a search goes on. Raises ``InvalidRequest``."""
+    if not text:
+        return b""
+    digest = base32.decode(text)
+    if len(digest) != DIGEST_SIZE:
+        raise InvalidRequest(f"after has {len(text)} characters, must have {_DIGEST_CHARACTERS}")
+    return digest
+
+
+def search(
+    path_infos: PathInfoService,
+    query: str,
+    after: bytes = b"",
+    *,
+    found: int = _FOUND,
+    examined: int = _EXAMINED,
+    seconds: float = _SECONDS,
+) -> Found:
+    """Store paths whose name contains ``query`` or whose hash begins with it, whatever the case.
+
+    Looks at up to ``examined`` paths behind ``after``, in the order of their digests.
+    """
+    needle = query.lower()
+    scan = Scan(path_infos, after=after, limit=examined, seconds=seconds)
+    matching: list[PathInfo] = []
+    problem = None
+    try:
+        for path_info in scan:
+            if _matches(path_info.store_path, needle):
+                matching.append(path_info)
+                if len(matching) == found:
+                    break
+    except Unsupported:
+        problem = (
+            "The store behind this cache cannot list its paths, so there is no search by name. "
+            f"A path is found by its whole hash, or its full name: {STORE_DIR}/…"
+        )
+        return Found((), 0, None, 0.0, problem)
+    if scan.damage is not None:
+        problem = f"The list of paths is damaged, and ends here for now: {scan.damage}"
+    stopped = scan.ended or scan.damage is not None
+    return Found(tuple(matching), scan.examined, None if stopped else scan.after, scan.share, problem)
+
+
+def _matches(store_path: StorePath, needle: str) -> bool:
+    return needle in store_path.name.lower() or base32.encode(store_path.digest).startswith(needle)
