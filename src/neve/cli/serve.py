@@ -186,14 +186,13 @@ def _check_installed() -> None:
 
 def _pages(services: Services, settings: Settings) -> Sequence[BaseRoute]:
     """The routes of the pages for people."""
-    if importlib.util.find_spec("neve.http_cache.pages") is None:
-        return ()
-    pages: Any = importlib.import_module("neve.http_cache.pages")
-    site: Any = importlib.import_module("neve.http_cache.site").Site(
+    from neve.http_cache.pages import page_routes
+    from neve.http_cache.site import Site
+
+    site = Site(
         name=settings.name, public_keys=settings.shown_keys(), url=settings.url, priority=settings.priority
     )
-    routes: Sequence[BaseRoute] = pages.page_routes(services, site)
-    return routes
+    return page_routes(services, site)
 
 
 def _options(values: Mapping[str, Any]) -> CacheOptions:
