@@ -65,6 +65,7 @@ def page_routes(services: Services, site: Site) -> list[Route]:
         route("/path/{place:neve_anything}", pages.path, looking),
         route("/raw/{place:neve_anything}", pages.raw, looking),
         Route("/static/{name}", pages.static, methods=["GET"]),
+        Route("/{other:neve_anything}", pages.nothing, methods=["GET"]),
     ]
 
 
@@ -89,6 +90,9 @@ class _Pages:
             return self._renderer.static(request.path_params["name"])
         except lookup.Missing as error:
             return self._renderer.error(request, error)
+
+    async def nothing(self, request: Request) -> Response:
+        return self._renderer.error(request, lookup.Missing("there is no such page"))
 
     def start(self, request: Request) -> Response:
         values = {"summary": self._summary.get(), "url": public_url(request, self._site.url)}

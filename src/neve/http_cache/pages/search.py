@@ -65,10 +65,9 @@ def parse_after(text: str) -> bytes:
     """The digest behind which a search goes on. Raises ``InvalidRequest``."""
     if not text:
         return b""
-    digest = base32.decode(text)
-    if len(digest) != DIGEST_SIZE:
+    if len(text) != _DIGEST_CHARACTERS:
         raise InvalidRequest(f"after has {len(text)} characters, must have {_DIGEST_CHARACTERS}")
-    return digest
+    return base32.decode(text)
 
 
 def search(
