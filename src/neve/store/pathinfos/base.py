@@ -20,6 +20,9 @@ class PathInfoService(ABC):
     Failures are errors of ``neve.errors``; None means "not there".
     """
 
+    only_read = False
+    """Whether this is a source of path infos and nothing else: it takes none, and cannot list them."""
+
     @abstractmethod
     def get(self, digest: bytes) -> PathInfo | None:
         """The path info of the store path with this digest. ``InvalidRequest`` if it has not 20 bytes."""
