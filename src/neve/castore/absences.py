@@ -36,9 +36,6 @@ class Absences:
         until = self._until.get(digest)
         return until is not None and self._clock() < until
 
-    def __len__(self) -> int:
-        return len(self._until)
-
     def add(self, digests: Iterable[bytes]) -> None:
         """Remembers that these are not there."""
         if self._ttl is None:
@@ -58,6 +55,11 @@ class Absences:
         with self._lock:
             for digest in digests:
                 self._until.pop(digest, None)
+
+    def clear(self) -> None:
+        """Forgets about all."""
+        with self._lock:
+            self._until.clear()
 
 
 def absences_of(address: Address) -> Absences:

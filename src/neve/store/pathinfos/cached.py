@@ -30,7 +30,7 @@ class CachedPathInfoService(PathInfoService):
     ) -> None:
         self._near = near
         self._far = far
-        self._absences = absences or Absences(None)
+        self._absences = Absences(None) if absences is None else absences
         self._gets: SingleFlight[bytes, PathInfo | None] = SingleFlight()
 
     def get(self, digest: bytes) -> PathInfo | None:
