@@ -18,9 +18,6 @@ HTTP_PARAMETERS = (*PARAMETERS, "netrc-file", "token-file", "ca", "timeout", "at
 _SCHEMES = {"nix+http": "http", "nix+https": "https"}
 _MAX_ATTEMPTS = 100
 
-_LOST_PLUS = re.compile(r" (?=[A-Za-z0-9+/= ]*(?:\s|$))")
-"""A blank before something without a colon."""
-
 
 def open_files(address: Address, netrc_file: str | None) -> CacheFiles:
     """The files of the cache at an address; touches neither network nor disk, but for certificates.
@@ -92,7 +89,7 @@ def trusted_keys(address: Address) -> tuple[PublicKey, ...]:
     if text is None:
         return ()
     try:
-        keys = PublicKey.parse_many(_LOST_PLUS.sub("+", text.strip()))
+        keys = PublicKey.parse_many(_with_pluses(text.strip()))
     except InvalidRequest as error:
         raise address.refuse(f"parameter 'trusted-public-keys': {error}") from error
     if not keys:
@@ -100,3 +97,11 @@ def trusted_keys(address: Address) -> tuple[PublicKey, ...]:
             "parameter 'trusted-public-keys' is empty; leave it out to trust whoever answers"
         )
     return keys
+
+
+def _with_pluses(text: str) -> str:
+    first, *others = re.split(r"(\s+)", text)
+    result = first
+    for blank, word in zip(others[::2], others[1::2], strict=True):
+        result += (blank if ":" in word else "+" * len(blank)) + word
+    return result
