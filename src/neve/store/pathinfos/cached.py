@@ -32,6 +32,7 @@ class CachedPathInfoService(PathInfoService):
         self._far = far
         self._absences = Absences(None) if absences is None else absences
         self._gets: SingleFlight[bytes, PathInfo | None] = SingleFlight()
+        self.may_fetch = near.may_fetch or far.may_fetch
 
     def get(self, digest: bytes) -> PathInfo | None:
         check_path_digest(digest)

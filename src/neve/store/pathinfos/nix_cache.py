@@ -36,6 +36,7 @@ class NixCachePathInfoService(PathInfoService):
     """
 
     only_read = True
+    may_fetch = True
 
     def __init__(
         self, files: CacheFiles, context: PathInfoContext, *, trusted_keys: Sequence[PublicKey] = ()

@@ -30,6 +30,7 @@ class SigningPathInfoService(PathInfoService):
         self._public_key = key.public_key()
         self._calculation = calculation
         self.only_read = inner.only_read
+        self.may_fetch = inner.may_fetch
 
     def get(self, digest: bytes) -> PathInfo | None:
         return self._inner.get(digest)

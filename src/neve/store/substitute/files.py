@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +15,10 @@ from neve.errors import Corrupt, InvalidRequest, LimitExceeded, Unavailable, Uns
 from neve.nix._text import quoted
 
 T = TypeVar("T")
+
+_CLOSE_SECONDS = 10.0
+"""How long those who read are waited for: what they read from notices at once, what they do with it might
+take a moment."""
 
 _DECODINGS = 4
 """How often percent signs are undone when looking for what is hidden behind them."""
@@ -52,6 +57,12 @@ class CacheFiles(ABC):
     url: str
     """The address, to be shown; without a slash at the end."""
 
+    def __init__(self) -> None:
+        self.closing = threading.Event()
+        """Set when nobody wants anything any more: whoever reads a file ends soon."""
+        self._uses = 0
+        self._change = threading.Condition()
+
     def where(self, name: str) -> str:
         """A file, to be shown."""
         return f"{self.url}/{name}"
@@ -77,12 +88,33 @@ class CacheFiles(ABC):
             return bytes(contents)
 
     def repeating(self, function: Callable[[], T]) -> T:
-        """What ``function`` gives; after a ``Transient`` failure it may be called again."""
+        """What ``function``, which opens files, gives; after a ``Transient`` failure it may be called again.
+
+        ``Unavailable`` if the cache is being closed.
+        """
+        with self._change:
+            if self.closing.is_set():
+                raise self.closed()
+            self._uses += 1
+        try:
+            return self._repeat(function)
+        finally:
+            with self._change:
+                self._uses -= 1
+                self._change.notify_all()
+
+    def _repeat(self, function: Callable[[], T]) -> T:
         return function()
 
+    def closed(self) -> Unavailable:
+        """The error for whoever still reads."""
+        return Unavailable(f"{self.url} is closed")
+
     def close(self) -> None:
-        """Lets go of files and connections. Can be called again."""
-        return
+        """Ends what is being read, waiting for that a little, and lets go of all. Can be called again."""
+        with self._change:
+            self.closing.set()
+            self._change.wait_for(lambda: self._uses == 0, _CLOSE_SECONDS)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ class FolderCache(CacheFiles):
     """The files below ``folder``. No symlink below it is followed: none leads out of it."""
 
     def __init__(self, folder: str) -> None:
+        super().__init__()
         self._folder = folder
         self.url = folder.rstrip("/")
 
@@ -61,7 +62,7 @@ class FolderCache(CacheFiles):
         return any(os.path.islink(os.path.join(self._folder, *parts[:n])) for n in range(1, len(parts)))
 
     def _pieces(self, descriptor: int, name: str) -> Iterator[bytes]:
-        while True:
+        while not self.closing.is_set():
             try:
                 piece = os.read(descriptor, _PIECE_BYTES)
             except OSError as error:
@@ -69,6 +70,7 @@ class FolderCache(CacheFiles):
             if not piece:
                 return
             yield piece
+        raise self.closed()
 
     def _failure(self, name: str, error: OSError) -> Exception:
         where = self.where(name)

@@ -13,7 +13,6 @@ import itertools
 import random
 import re
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -36,8 +35,9 @@ DEFAULT_ATTEMPTS = 5
 """As many as Nix makes."""
 MAX_REDIRECTS = 10
 """Caches that keep NARs elsewhere need one or two."""
-MAX_CONNECTIONS = 32
-"""To one cache at once; who comes then waits."""
+MAX_CONNECTIONS = 128
+"""To one cache at once; who comes then waits. So many that narinfos find a place beside NARs that come
+slowly; how much goes on at once is up to whoever asks."""
 
 _MAX_DELAY = 8.0
 _MAX_ASKED_DELAY = 30.0
@@ -97,6 +97,7 @@ class HttpCache(CacheFiles):
     def __init__(
         self, url: str, *, credentials: Credentials = no_credentials, options: HttpOptions = HttpOptions()
     ) -> None:
+        super().__init__()
         self.url = url.rstrip("/")
         self._origin = origin_of(self.url)
         self._credentials = credentials
@@ -106,7 +107,7 @@ class HttpCache(CacheFiles):
             ssl_context=_system_tls() if options.ca is None else _tls(options.ca),
             max_connections=MAX_CONNECTIONS,
             keepalive_expiry=30,
-            network_backend=PacedBackend(options.timeout, options.min_bytes),
+            network_backend=PacedBackend(options.timeout, options.min_bytes, self.closing),
         )
 
     @contextlib.contextmanager
@@ -142,21 +143,25 @@ class HttpCache(CacheFiles):
             headers.append(("Authorization", value))
         return headers
 
-    def repeating(self, function: Callable[[], T]) -> T:
+    def _repeat(self, function: Callable[[], T]) -> T:
         for attempt in itertools.count(1):
             try:
                 return function()
             except Transient as error:
+                if self.closing.is_set():
+                    raise self.closed() from error
                 if attempt >= self._options.attempts:
                     times = "once" if attempt == 1 else f"{attempt} times"
                     raise Unavailable(f"{error} (tried {times})") from error
                 delay = min(self._options.backoff * 2 ** (attempt - 1), _MAX_DELAY)
                 delay = max(delay * random.uniform(0.5, 1), min(error.after, _MAX_ASKED_DELAY))
                 LOGGER.warning("%s; trying again in %.1f seconds", error, delay)
-            time.sleep(delay)
+            if self.closing.wait(delay):
+                raise self.closed()
         raise AssertionError("unreachable")
 
     def close(self) -> None:
+        super().close()
         self._pool.close()
 
 

@@ -24,6 +24,8 @@ _SLACK_BYTES = 1024 * 1024
 """No compression makes a NAR longer by more than an eighth and this. It bounds what is read of a file that
 never amounts to anything."""
 
+_GROUP_BYTES = 512 * 1024
+
 
 def check_nar_file(narinfo: NarInfo, cache: str) -> str:
     """The name of the file that holds the NAR, if we could take it in. Raises ``InvalidRequest``.
@@ -56,8 +58,9 @@ def _fetch(files: CacheFiles, name: str, narinfo: NarInfo, target: PathInfoConte
         if file is None:
             raise InvalidAnswer(f"{where} is not there, though the cache has a narinfo for it")
         with naming(where):
+            contents = decompressed(_checked_pieces(file, narinfo, where), narinfo.compression)
             node, nar = ingest_nar(
-                decompressed(_checked_pieces(file, narinfo, where), narinfo.compression),
+                _gathered(contents),
                 target.blobs,
                 target.directories,
                 expected=Nar(narinfo.nar_size, narinfo.nar_sha256),
@@ -65,6 +68,20 @@ def _fetch(files: CacheFiles, name: str, narinfo: NarInfo, target: PathInfoConte
             )
     target.nar_nodes.put(node, nar, file_sha256=_sha256(narinfo.file_hash))
     return node
+
+
+def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same in larger pieces: each one costs some handing over."""
+    group: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece)
+        if size >= _GROUP_BYTES:
+            yield b"".join(group)
+            group, size = [], 0
+    if group:
+        yield b"".join(group)
 
 
 def _sha256(hashed: NixHash | None) -> bytes | None:
