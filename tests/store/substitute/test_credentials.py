@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from neve.errors import InvalidRequest, NeveError, PermissionDenied, Unavailable
+from neve.errors import InvalidRequest, NeveError, PermissionDenied, Unavailable, Unsupported
 from neve.registry import parse_address
-from neve.store.services import Services
+from neve.store.services import Services, open_services
 from neve.store.substitute import address as address_module
 from neve.store.substitute.address import open_files
 from neve.store.substitute.credentials import MAX_FILE_BYTES, netrc_files, token_file
@@ -82,6 +82,19 @@ def test_a_token_is_read_each_time(server: Server, tmp_path: Path) -> None:
         "Bearer first.token=",
         "Bearer second",
     ]
+
+
+def test_a_token_that_goes_away_is_not_the_fault_of_who_asks(
+    server: Server, tmp_path: Path, services: Services
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret")
+    opened = open_services("memory://", path_info_service=f"nix+{server.url}?token-file={token}")
+    token.unlink()
+    with pytest.raises(Unavailable, match=f"{server.url}: {token}: No such file"):
+        opened.path_infos.get(bytes(20))
+    opened.close()
+    assert server.requests == []
 
 
 def test_netrc(server: Server, tmp_path: Path) -> None:
@@ -208,8 +221,6 @@ def failing_ways(server: Server) -> dict[str, Callable[[], None]]:
 
 @pytest.mark.parametrize("way", ["status", "garbage", "redirect", "unavailable"])
 def test_no_error_shows_a_password(server: Server, tmp_path: Path, way: str) -> None:
-    from neve.store.services import open_services
-
     failing_ways(server)[way]()
     host = server.url.removeprefix("http://")
     url = f"nix+http://me:secret@{host}?attempts=1"
@@ -261,8 +272,6 @@ def test_no_error_shows_a_password(server: Server, tmp_path: Path, way: str) -> 
     ],
 )
 def test_bad_addresses(url: str, message: str) -> None:
-    from neve.store.services import open_services
-
     with leaving_nothing_open(), pytest.raises(InvalidRequest, match=message) as refused:
         open_services("memory://", path_info_service=url)
     assert "secret" not in str(refused.value)
@@ -274,6 +283,17 @@ def test_a_cache_needs_services_beside_it() -> None:
 
     with pytest.raises(InvalidRequest, match="needs services beside it that keep what is fetched"):
         PATH_INFO_SERVICES.open("nix+https://host")
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "httpcore", None)
+    for name in ("http", "pace"):
+        monkeypatch.delitem(sys.modules, f"neve.store.substitute.{name}", raising=False)
+    match = r"httpcore is not installed, which caches need: install neve\[http\]"
+    with pytest.raises(Unsupported, match=match):
+        open_services("memory://", path_info_service="nix+https://host")
 
 
 PLUS = "cache.example-1:++/+" + "A" * 35 + "+++A="

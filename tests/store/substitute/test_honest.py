@@ -96,6 +96,13 @@ def test_a_narinfo_says_as_little_as_it_may(server: Server, services: Services) 
     assert_substituted(server, services, narinfo)
 
 
+def test_a_size_of_nothing_is_no_size(server: Server, services: Services) -> None:
+    cache = Cache()
+    narinfo = cache.add("tool", compression="xz", file_size=0)
+    server.serve(cache.files)
+    assert_substituted(server, services, narinfo)
+
+
 @pytest.mark.parametrize("algorithm", HashAlgorithm)
 def test_hashes_of_files(server: Server, services: Services, algorithm: HashAlgorithm) -> None:
     cache = Cache()

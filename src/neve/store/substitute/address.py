@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote, urlsplit
 
-from neve.errors import InvalidRequest, Unavailable
+from neve.errors import InvalidRequest, Unsupported
 from neve.nix.signing import PublicKey
 from neve.registry import Address
 from neve.store.substitute.credentials import NIX_NETRC, Credentials, basic, netrc_files, token_file
@@ -20,9 +20,10 @@ _MAX_ATTEMPTS = 100
 
 
 def open_files(address: Address, netrc_file: str | None) -> CacheFiles:
-    """The files of the cache at an address; touches neither network nor disk, but for certificates.
+    """The files of the cache at an address; of those, nothing is read yet.
 
-    ``netrc_file`` is where passwords may be, beside where Nix has them. Raises ``InvalidRequest``.
+    ``netrc_file`` is where passwords may be, beside where Nix has them. Raises ``InvalidRequest``, and
+    ``PermissionDenied`` if credentials may not be read.
     """
     if address.scheme == "nix+file":
         address.check_parameters(*PARAMETERS)
@@ -41,9 +42,7 @@ def _open_http(address: Address, netrc_file: str | None) -> CacheFiles:
     try:
         from neve.store.substitute.http import DEFAULT_ATTEMPTS, DEFAULT_TIMEOUT, HttpCache, HttpOptions
     except ImportError as error:
-        raise Unavailable(
-            f"caches over HTTP need {error.name}, which is not installed: install neve[http]"
-        ) from error
+        raise Unsupported(f"{error.name} is not installed, which caches need: install neve[http]") from error
     options = HttpOptions(
         timeout=address.seconds("timeout", DEFAULT_TIMEOUT),
         attempts=address.number("attempts", DEFAULT_ATTEMPTS, most=_MAX_ATTEMPTS),
@@ -56,8 +55,10 @@ def _open_http(address: Address, netrc_file: str | None) -> CacheFiles:
     # As it was written: an encoded character of the path may mean something else than the plain one.
     parts = urlsplit(address.url)
     url = f"{_SCHEMES[address.scheme]}://{address.host.rpartition('@')[2]}{parts.path}"
+    credentials = _credentials(address, netrc_file)
+    credentials()  # Whether they can be read is best known now.
     try:
-        return HttpCache(url, credentials=_credentials(address, netrc_file), options=options)
+        return HttpCache(url, credentials=credentials, options=options)
     except InvalidRequest as error:
         raise address.refuse(str(error)) from error
 

@@ -139,9 +139,16 @@ class HttpCache(CacheFiles):
     def _headers(self, url: str) -> list[tuple[str, str]]:
         headers = [("User-Agent", "neve"), ("Accept", "*/*"), ("Accept-Encoding", "identity")]
         # Compared anew for each redirect: a host that leads back to ours learns nothing by that.
-        if origin_of(url) == self._origin and (value := self._credentials()) is not None:
+        if origin_of(url) == self._origin and (value := self._authorization()) is not None:
             headers.append(("Authorization", value))
         return headers
+
+    def _authorization(self) -> str | None:
+        try:
+            return self._credentials()
+        except InvalidRequest as error:
+            # When the address was opened it was there: whoever asks now is not to blame.
+            raise Unavailable(f"{self.url}: {error}") from error
 
     def _repeat(self, function: Callable[[], T]) -> T:
         for attempt in itertools.count(1):
@@ -262,8 +269,6 @@ def _failures(where: str) -> Iterator[None]:
     """Translates what the library raises."""
     try:
         yield
-    except httpcore.LocalProtocolError as error:
-        raise InvalidRequest(f"{where}: {error}") from error
     except _FAILURES as error:
         if isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError):
             raise InvalidAnswer(f"{where}: {error}") from error

@@ -94,7 +94,7 @@ def _longest(narinfo: NarInfo) -> int:
 
 def _checked_pieces(file: CacheFile, narinfo: NarInfo, where: str) -> Iterator[bytes]:
     """The file as it comes. Its end is only told once size and hash are the ones stated."""
-    limit = _longest(narinfo) if narinfo.file_size is None else narinfo.file_size
+    limit = narinfo.file_size or _longest(narinfo)  # Some caches write 0 when they do not know.
     stated = narinfo.file_hash
     if stated is not None and narinfo.compression == "none" and stated.digest == narinfo.nar_sha256:
         stated = None  # It is compared as the hash of the NAR.
@@ -107,7 +107,7 @@ def _checked_pieces(file: CacheFile, narinfo: NarInfo, where: str) -> Iterator[b
         if hasher is not None:
             hasher.update(piece)
         yield piece
-    if narinfo.file_size is not None and size < narinfo.file_size:
+    if narinfo.file_size and size < narinfo.file_size:
         message = f"{size} bytes long, FileSize is {narinfo.file_size}"
         raise InvalidRequest(message) if file.ends_by_itself else Transient(f"{where}: {message}")
     if stated is not None and hasher is not None and hasher.digest() != stated.digest:
