@@ -500,6 +500,15 @@ def test_a_closure_that_far_has_not_whole_is_an_error() -> None:
     assert near.list() == []
 
 
+def test_a_closure_of_which_only_near_has_a_part_is_an_error_too() -> None:
+    near = MemoryDirectoryService()
+    closure = tree()
+    near.put_many([closure[-1], closure[-2]])
+    reading = CachedDirectoryService(near, MemoryDirectoryService()).get_recursive(closure[-1].digest)
+    with pytest.raises(NotFound, match="is not in the store"):
+        list(reading)
+
+
 # Addresses.
 
 

@@ -272,6 +272,24 @@ def test_a_narinfo_that_is_none(server: Server, memory: Services, contents: byte
     assert_refused(server, memory, narinfo, match)
 
 
+def test_messages_stay_short(server: Server, memory: Services) -> None:
+    """Whatever a cache says at length."""
+    cache = Cache()
+    narinfos = [
+        cache.add("compression", says="x" * 100_000),
+        cache.add("url", url="../" + "x" * 100_000),
+        cache.add("signatures", sign=[replace(OTHER_KEY, name=f"{'k' * 1000}{n}") for n in range(50)]),
+        cache.add("redirect"),
+        cache.add("encoding"),
+    ]
+    server.serve(cache.files)
+    server.routes[f"/{narinfos[3].url}"] = [redirect("http://" + "x" * 50_000)]
+    server.routes[f"/{narinfos[4].url}"] = [plain(b"", Content_Encoding="x" * 50_000)]
+    for narinfo in narinfos:
+        keys = [KEY.public_key()] if narinfo.store_path.name == "signatures" else []
+        assert len(assert_refused(server, memory, narinfo, server.url, keys=keys)) < 1500
+
+
 def test_a_narinfo_that_was_cut(server: Server, memory: Services) -> None:
     cache = Cache()
     narinfo = cache.add("tool")

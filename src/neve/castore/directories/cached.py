@@ -14,7 +14,7 @@ from neve.castore.directories.base import DirectoryPutter, DirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.castore.directory import Directory, child_digests
 from neve.castore.near import NEAR_FAILURES, NearCopy, from_near, keep_near
-from neve.errors import NotFound
+from neve.errors import NeveError, NotFound
 from neve.packstore.layout import os_errors
 from neve.registry import Address
 from neve.telemetry import LOGGER
@@ -58,6 +58,7 @@ class CachedDirectoryService(DirectoryService):
     def get_recursive(self, digest: Digest) -> Iterator[Directory]:
         check_digest(digest)
         given: set[Digest] = set()
+        failure: NeveError | None = None
         try:
             for directory in self._near.get_recursive(digest):
                 given.add(directory.digest)
@@ -68,11 +69,15 @@ class CachedDirectoryService(DirectoryService):
             # A closure of which near has a part is nothing unusual.
             level = LOGGER.debug if isinstance(error, NotFound) else LOGGER.warning
             level("asking far, because near does not answer: %s", error)
+            failure = error
         if given or digest not in self._absences:
-            yield from self._from_far(digest, given)
+            yield from self._from_far(digest, given, failure)
 
-    def _from_far(self, digest: Digest, given: set[Digest]) -> Iterator[Directory]:
-        """The closure but for what was ``given`` already; once all of it has come, it is near too."""
+    def _from_far(self, digest: Digest, given: set[Digest], failure: NeveError | None) -> Iterator[Directory]:
+        """The closure but for what was ``given`` already; once all of it has come, it is near too.
+
+        Raises the ``failure`` of near if that had begun with it and far has nothing of it.
+        """
         with _Closure() as closure:
             for directory in self._far.get_recursive(digest):
                 closure.add(directory)
@@ -80,6 +85,8 @@ class CachedDirectoryService(DirectoryService):
                     yield directory
             if closure:
                 keep_near(lambda: closure.put(digest, self._near))
+            elif given and failure is not None:
+                raise failure
             else:
                 self._absences.add([digest])
 

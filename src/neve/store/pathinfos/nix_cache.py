@@ -3,7 +3,7 @@ NARs, so that no NAR is fetched twice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from neve.castore.node import DirectoryNode, FileNode, Node
 from neve.errors import Unsupported
@@ -22,6 +22,9 @@ from neve.store.substitute.nars import check_nar_file, fetch_nar
 from neve.store.substitute.single_flight import SingleFlight
 
 CACHE_INFO = "nix-cache-info"
+
+_SHOWN_NAMES = 5
+_SHOWN_LENGTH = 100
 
 
 class Untrusted(InvalidAnswer):
@@ -90,8 +93,8 @@ class NixCachePathInfoService(PathInfoService):
             narinfo = NarInfo.parse(data, expected_digest=digest)
             file = check_nar_file(narinfo, self._files.url)
         if self._trusted and not verify_any(narinfo.fingerprint(), narinfo.signatures, self._trusted):
-            by = ", ".join(dict.fromkeys(one.name for one in narinfo.signatures)) or "nobody"
-            names = ", ".join(dict.fromkeys(key.name for key in self._trusted))
+            by = _listed(one.name for one in narinfo.signatures) or "nobody"
+            names = _listed(key.name for key in self._trusted)
             raise Untrusted(f"{where}: no valid signature by a trusted key ({names}); it is signed by {by}")
         return narinfo, file
 
@@ -148,6 +151,12 @@ class NixCachePathInfoService(PathInfoService):
 
     def close(self) -> None:
         self._files.close()
+
+
+def _listed(names: Iterable[str]) -> str:
+    different = list(dict.fromkeys(names))
+    more = f" and {len(different) - _SHOWN_NAMES} more" if len(different) > _SHOWN_NAMES else ""
+    return ", ".join(name[:_SHOWN_LENGTH] for name in different[:_SHOWN_NAMES]) + more
 
 
 def _details(narinfo: NarInfo) -> NarDetails:

@@ -12,13 +12,15 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from neve.errors import Corrupt, InvalidRequest, LimitExceeded, Unavailable, Unsupported
-from neve.nix._text import quoted
 
 T = TypeVar("T")
 
 _CLOSE_SECONDS = 10.0
 """How long those who read are waited for: what they read from notices at once, what they do with it might
 take a moment."""
+
+_QUOTED = 120
+"""Characters."""
 
 _DECODINGS = 4
 """How often percent signs are undone when looking for what is hidden behind them."""
@@ -115,6 +117,11 @@ class CacheFiles(ABC):
         with self._change:
             self.closing.set()
             self._change.wait_for(lambda: self._uses == 0, _CLOSE_SECONDS)
+
+
+def quoted(text: str) -> str:
+    """What a cache has said, for a message: escaped, and not at any length."""
+    return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}... ({len(text)} long)"
 
 
 @contextlib.contextmanager

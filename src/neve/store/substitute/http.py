@@ -23,7 +23,7 @@ import httpcore
 from neve.errors import InvalidRequest, PermissionDenied, Unavailable
 from neve.nix.compression import decompressed
 from neve.store.substitute.credentials import Credentials, no_credentials
-from neve.store.substitute.files import CacheFile, CacheFiles, InvalidAnswer, Transient, naming
+from neve.store.substitute.files import CacheFile, CacheFiles, InvalidAnswer, Transient, naming, quoted
 from neve.store.substitute.pace import MIN_BYTES, PacedBackend
 from neve.telemetry import LOGGER
 
@@ -45,6 +45,9 @@ _MAX_ASKED_DELAY = 30.0
 
 _LEFT_OVER_BYTES = 64 * 1024
 """Of the body of an error: what is read so that the connection can be used again."""
+
+_SHOWN = 200
+"""Characters of the library's messages, which may repeat what a server has sent."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _ABSENT = (403, 404)
@@ -120,7 +123,7 @@ class HttpCache(CacheFiles):
                 yield None
             else:
                 _check_status(response, where)
-                framed = any(_header(response, name) for name in ("content-length", "transfer-encoding"))
+                framed = any(_header(response, h) for h in ("content-length", "transfer-encoding"))
                 yield CacheFile(_contents(response, where), ends_by_itself=framed)
 
     def _response(self, url: str, where: str, stack: contextlib.ExitStack) -> httpcore.Response:
@@ -178,13 +181,13 @@ def origin_of(url: str) -> Origin:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InvalidRequest(str(error)) from error
+        raise InvalidRequest(str(error)[:_SHOWN]) from error
     host = parts.netloc.rpartition("@")[2]
     host = host if port is None else host.removesuffix(f":{host.rpartition(':')[2]}")
     if parts.scheme not in ("http", "https"):
-        raise InvalidRequest(f"{parts.scheme!r} is not http or https")
+        raise InvalidRequest(f"{quoted(parts.scheme)} is not http or https")
     if not _HOST.fullmatch(host.rstrip(":")):
-        raise InvalidRequest(f"{host!r} is no name of a host")
+        raise InvalidRequest(f"{quoted(host)} is no name of a host")
     return Origin(parts.scheme, host.rstrip(":").lower(), port or (443 if parts.scheme == "https" else 80))
 
 
@@ -255,7 +258,7 @@ def _contents(response: httpcore.Response, where: str) -> Iterator[bytes]:
         return pieces
     with naming(where):
         if encoding not in _ENCODINGS:
-            raise InvalidRequest(f"sent with the encoding {encoding!r}, which nobody asked for")
+            raise InvalidRequest(f"sent with the encoding {quoted(encoding)}, which nobody asked for")
         return decompressed(pieces, _ENCODINGS[encoding])
 
 
@@ -280,4 +283,4 @@ def _failures(where: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if isinstance(error, httpcore.ConnectTimeout):
         return "no connection in time"
-    return str(error) or type(error).__name__
+    return str(error)[:_SHOWN] or type(error).__name__

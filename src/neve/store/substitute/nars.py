@@ -17,7 +17,15 @@ from neve.nix.narinfo import NarInfo
 from neve.store.nar.ingest import ingest_nar
 from neve.store.nar_nodes import Nar
 from neve.store.pathinfos.context import PathInfoContext
-from neve.store.substitute.files import CacheFile, CacheFiles, InvalidAnswer, Transient, checked_name, naming
+from neve.store.substitute.files import (
+    CacheFile,
+    CacheFiles,
+    InvalidAnswer,
+    Transient,
+    checked_name,
+    naming,
+    quoted,
+)
 
 _SLACK_SHARE = 8
 _SLACK_BYTES = 1024 * 1024
@@ -34,7 +42,7 @@ def check_nar_file(narinfo: NarInfo, cache: str) -> str:
     """
     if narinfo.compression not in COMPRESSIONS:
         known = ", ".join(COMPRESSIONS)
-        raise InvalidRequest(f"Compression {narinfo.compression!r} is not known (known: {known})")
+        raise InvalidRequest(f"Compression {quoted(narinfo.compression)} is not known (known: {known})")
     limit = _longest(narinfo)
     if narinfo.file_size is not None and narinfo.file_size > limit:
         raise InvalidRequest(
