@@ -5,17 +5,13 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Generic, TypeVar
 
 from neve.errors import NeveError
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
-
-
-class _GivenUp(Exception):  # noqa: N818 - nobody else sees it
-    """Whoever did the work was interrupted, which is no answer for those who waited."""
 
 
 class SingleFlight(Generic[K, T]):
@@ -37,8 +33,10 @@ class SingleFlight(Generic[K, T]):
                     raise
                 # One of its own for each thread: raising adds to the traceback.
                 raise copy.copy(error) from error
-            except _GivenUp:
-                continue
+            except CancelledError:
+                # Whoever did it was interrupted, which is no answer for those who waited.
+                if leads:
+                    raise
             finally:
                 # It may hold an error whose traceback holds this frame.
                 del flight
@@ -58,9 +56,13 @@ class SingleFlight(Generic[K, T]):
             self._end(key)
             flight.set_result(result)
             return result
-        except BaseException as error:
+        except NeveError as error:
             self._end(key)
-            flight.set_exception(error if isinstance(error, NeveError) else _GivenUp())
+            flight.set_exception(error)
+            raise
+        except BaseException:
+            self._end(key)
+            flight.cancel()
             raise
         finally:
             del flight
