@@ -122,16 +122,21 @@ def http_cache(
 
 
 @contextlib.contextmanager
-def substituting(server: Server, services: Services, **options: Any) -> Iterator[NixCachePathInfoService]:
-    """A service over ``server``; afterwards nothing of it is left (an embedded store opens files when it
-    wants to, and has them open still)."""
+def substituting(
+    server: Server, services: Services, *, others: Sequence[Server] = (), **options: Any
+) -> Iterator[NixCachePathInfoService]:
+    """A service over ``server``, which may lead to ``others``; afterwards nothing of it is left.
+
+    Of an embedded store that is not asked: it opens files when it wants to.
+    """
     with leaving_nothing_open() if services.packs is None else contextlib.nullcontext():
         service = http_cache(server.url, services, **options)
         try:
             yield service
         finally:
             service.close()
-            server.settle()
+            for one in (server, *others):
+                one.settle()
 
 
 def assert_refused(

@@ -190,8 +190,7 @@ def test_nobody_else_is_told(server: Server, services: Services, host: str) -> N
         server.routes["/back"] = [plain(cache.files[narinfo.url])]
         other.routes["/there"] = [redirect("/here")]
         other.routes["/here"] = [redirect(f"{server.url}/back")]
-        assert_substituted(server, services, narinfo, credentials=lambda: "Bearer secret")
-        other.settle()
+        assert_substituted(server, services, narinfo, others=[other], credentials=lambda: "Bearer secret")
         assert other.paths() == ["/there", "/here"]
         for request in other.requests:
             assert "authorization" not in request.headers
