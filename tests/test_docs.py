@@ -9,6 +9,9 @@ from pathlib import Path
 from neve.cli.server_options import shown_size
 from neve.rpc.target import DEFAULT_TIMEOUT, PARAMETERS
 from neve.server.limits import Limits
+from neve.store.pathinfos.lru import DEFAULT_CAPACITY
+from neve.store.pathinfos.urls import PATH_INFO_SERVICES
+from neve.store.substitute import address, http, pace
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -29,3 +32,18 @@ def test_every_parameter_of_an_address_is_told() -> None:
     for name in PARAMETERS:
         assert f"{name}=" in text
     assert f"default {DEFAULT_TIMEOUT:g}" in text
+
+
+def test_every_parameter_of_a_cache_is_told_with_its_default() -> None:
+    text = (DOCS / "caches.md").read_text()
+    table = text.partition("## Parameters")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| ([^|]+) \|", table, re.MULTILINE))
+    assert list(rows) == list(address.HTTP_PARAMETERS)
+    assert rows["timeout"] == f"{http.DEFAULT_TIMEOUT:g}"
+    assert rows["attempts"] == str(http.DEFAULT_ATTEMPTS)
+    assert f"at least {pace.MIN_BYTES // 1024} KiB of it" in table
+    assert f"Up to {http.MAX_REDIRECTS} redirects" in text
+    assert f"N is {DEFAULT_CAPACITY} if it is left out" in text
+    for scheme in ("cache", "keyfile-signing", "lru", "nix+file", "nix+http", "nix+https"):
+        assert scheme in PATH_INFO_SERVICES.names()
+        assert f"{scheme}://" in text

@@ -124,10 +124,12 @@ def open_store(
     blob_service: str | None = None,
     directory_service: str | None = None,
     path_info_service: str | None = None,
+    netrc_file: str | None = None,
 ) -> Store:
     """Opens the store at an address, for example ``local:///srv/neve`` or ``memory://``.
 
-    ``blob_service``, ``directory_service`` and ``path_info_service`` override one service each.
+    ``blob_service``, ``directory_service`` and ``path_info_service`` override one service each;
+    ``netrc_file`` may have passwords for binary caches, and need not exist.
     """
     return Store(
         open_services(
@@ -135,6 +137,7 @@ def open_store(
             blob_service=blob_service,
             directory_service=directory_service,
             path_info_service=path_info_service,
+            netrc_file=netrc_file,
         )
     )
 

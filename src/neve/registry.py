@@ -2,11 +2,14 @@
 
 Parsing never opens anything. A new backend is one line in a service's table: the scheme and where
 its factory is, imported only when an address asks for it.
+
+An address may hold others as parameters, percent-encoded: those of the services that it is made of.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,6 +20,36 @@ from neve.errors import InvalidRequest
 T = TypeVar("T")
 
 _OTHER_ENGINES = {"sled", "redb", "redb+memory"}
+
+NESTED = ("near", "far", "inner")
+"""Parameters whose values are addresses, in every scheme that has them."""
+
+_LEVELS = 4
+"""How deep in each other user names are looked for in addresses: each level is encoded once more."""
+
+
+def _user_info(level: int) -> re.Pattern[str]:
+    """Finds what is between ``://`` and ``@``, encoded so many times; an address may be encoded in part."""
+
+    def encoded(character: str) -> str:
+        forms = [f"%{'25' * (n - 1)}{ord(character):02X}" for n in range(1, level + 1)]
+        return "|".join([re.escape(character), *forms])
+
+    ends = "|".join(encoded(character) for character in "/?#")
+    slash, at = encoded("/"), encoded("@")
+    return re.compile(
+        rf"((?:{encoded(':')})(?:{slash})(?:{slash}))(?:(?!{ends}|\s).)*(?:{at})", re.IGNORECASE
+    )
+
+
+_USER_INFOS = [_user_info(level) for level in range(_LEVELS)]
+
+
+def shown_url(url: str) -> str:
+    """An address for a message: without the user names and passwords in it."""
+    for user_info in _USER_INFOS:
+        url = user_info.sub(r"\1***@", url)
+    return url
 
 
 @dataclass(frozen=True)
@@ -31,7 +64,7 @@ class Address:
 
     def refuse(self, reason: str) -> InvalidRequest:
         """The error that names this address and what is wrong with it."""
-        return InvalidRequest(f"address {self.url!r}: {reason}")
+        return InvalidRequest(f"address {shown_url(self.url)!r}: {reason}")
 
     def check_parameters(self, *allowed: str) -> None:
         """Raises ``InvalidRequest`` if there is a parameter that is not in ``allowed``."""
@@ -47,49 +80,107 @@ class Address:
             raise self.refuse(f"parameter {name!r} is {value!r}, must be one of: {', '.join(values)}")
         return value
 
+    def required(self, name: str, example: str) -> str:
+        """The parameter ``name``, which must be there."""
+        value = self.parameters.get(name)
+        if not value:
+            raise self.refuse(f"parameter {name!r} is missing; write {name}={example}")
+        return value
+
+    def number(self, name: str, default: int, least: int = 1, most: int = 10**9) -> int:
+        """The parameter ``name``, a whole number from ``least`` to ``most``."""
+        text = self.parameters.get(name, str(default))
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+            raise self.refuse(
+                f"parameter {name!r} is {text!r}, must be a whole number from {least} to {most}"
+            )
+        return int(text)
+
+    def seconds(self, name: str, default: float) -> float:
+        """The parameter ``name``, a number of seconds above 0."""
+        text = self.parameters.get(name, f"{default:g}")
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = 0
+        if not 0 < seconds < 1e9:
+            raise self.refuse(f"parameter {name!r} is {text!r}, must be a number of seconds above 0")
+        return seconds
+
 
 def parse_address(url: str) -> Address:
     """Takes an address apart. Raises ``InvalidRequest`` naming it."""
     scheme, separator, _ = url.partition("://")
+    shown = shown_url(url)
     if not separator or not scheme:
-        raise InvalidRequest(f"address {url!r} has no scheme; write for example local:///srv/neve")
+        raise InvalidRequest(f"address {shown!r} has no scheme; write for example local:///srv/neve")
     try:
         parts = urlsplit(url)
         host = parts.netloc
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as error:
-        raise InvalidRequest(f"address {url!r} cannot be read: {error}") from error
+        # The reason may repeat what is not to be shown.
+        reason = str(error) if shown == url else "malformed"
+        raise InvalidRequest(f"address {shown!r} cannot be read: {reason}") from error
     if parts.fragment:
-        raise InvalidRequest(f"address {url!r}: a fragment ('#...') has no meaning here; write # as %23")
+        raise InvalidRequest(f"address {shown!r}: a fragment ('#...') has no meaning here; write # as %23")
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
-        raise InvalidRequest(f"address {url!r}: a parameter is given twice")
+        raise InvalidRequest(f"address {shown!r}: a parameter is given twice")
     return Address(url, parts.scheme, host, unquote(parts.path, errors="surrogateescape"), parameters)
 
 
-class Schemes(Generic[T]):
-    """The backends of one service by scheme: ``"module:factory"``, where a factory takes an Address."""
+def nested_addresses(url: str) -> dict[str, str]:
+    """The addresses that are parameters of this one, by name."""
+    return {name: value for name, value in parse_address(url).parameters.items() if name in NESTED}
 
-    def __init__(self, service: str, factories: Mapping[str, str]) -> None:
+
+class Schemes(Generic[T]):
+    """The backends of one service by scheme: ``"module:factory"``, where a factory takes an Address.
+
+    A factory of ``with_context`` takes the context of ``open`` too. What that is, is between who opens
+    and the factories.
+    """
+
+    def __init__(
+        self, service: str, factories: Mapping[str, str], with_context: Mapping[str, str] | None = None
+    ) -> None:
         self._service = service
         self._factories = dict(factories)
+        self._with_context = dict(with_context or {})
 
     def names(self) -> list[str]:
-        return sorted(self._factories)
+        return sorted([*self._factories, *self._with_context])
 
-    def open(self, url: str) -> T:
+    def open(self, url: str, context: Any = None) -> T:
         """The service at ``url``. Raises ``InvalidRequest`` and what the backend raises."""
         address = parse_address(url)
-        target = self._factories.get(address.scheme)
-        if target is None:
-            hint = ""
-            if address.scheme in _OTHER_ENGINES:
-                hint = f"; {address.scheme} is an engine of another implementation, neve's own is local"
-            known = ", ".join(self.names())
-            raise address.refuse(
-                f"no {self._service} has the scheme {address.scheme!r}{hint} (known: {known})"
-            )
-        module, _, name = target.partition(":")
-        factory: Callable[[Address], Any] = getattr(importlib.import_module(module), name)
-        service: T = factory(address)
+        service: T
+        if (target := self._with_context.get(address.scheme)) is not None:
+            service = _imported(target)(address, context)
+        elif (target := self._factories.get(address.scheme)) is not None:
+            service = _imported(target)(address)
+        else:
+            raise self._unknown(address)
         return service
+
+    def open_nested(self, address: Address, name: str, context: Any = None) -> T:
+        """The service at the address that is the parameter ``name`` of ``address``."""
+        nested = address.required(name, "URL, percent-encoded")
+        try:
+            return self.open(nested, context)
+        except InvalidRequest as error:
+            raise type(error)(f"{name} of address {shown_url(address.url)!r}: {error}") from error
+
+    def _unknown(self, address: Address) -> InvalidRequest:
+        hint = ""
+        if address.scheme in _OTHER_ENGINES:
+            hint = f"; {address.scheme} is an engine of another implementation, neve's own is local"
+        known = ", ".join(self.names())
+        return address.refuse(f"no {self._service} has the scheme {address.scheme!r}{hint} (known: {known})")
+
+
+def _imported(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    factory: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return factory

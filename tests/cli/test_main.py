@@ -75,7 +75,7 @@ def test_wrong_usage(neve: Neve, arguments: list[str], complaint: str) -> None:
     ("address", "complaint"),
     [
         ("sled:///srv/neve", "neve's own is local"),
-        ("nonsense:///srv/neve", "known: grpc+http, grpc+https, grpc+unix, local, memory"),
+        ("nonsense:///srv/neve", "known: cache, combined, grpc+http, grpc+https, grpc+unix, local, memory"),
         ("local:///srv/neve?cache=1", "unknown parameter 'cache'"),
         ("local://host/srv/neve", "no host"),
         ("local:///srv/neve?mode=wo", "must be one of: rw, ro"),

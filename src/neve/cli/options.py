@@ -16,7 +16,7 @@ from urllib.parse import quote
 import click
 
 from neve.errors import InvalidRequest, NotFound
-from neve.registry import parse_address
+from neve.registry import parse_address, shown_url
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
@@ -41,12 +41,17 @@ class StoreOptions:
 
     @contextlib.contextmanager
     def open(self, *, write: bool = False) -> Iterator[Store]:
-        """The opened store. Only with ``write``, an embedded store is made if it is missing.
+        """The opened store. Only with ``write``, an embedded store is made if it is missing; and if path
+        infos come from where contents are fetched as they are asked for.
 
         After an interrupt it is not closed: that would first commit what is pending, and the end of
         the process closes it as well.
         """
         from neve.library import open_store
+        from neve.store.places import keeps_what_it_fetches
+
+        addresses = [self.url, self.blob_service, self.directory_service, self.path_info_service]
+        write = write or any(keeps_what_it_fetches(url) for url in addresses if url)
 
         def adjusted(url: str) -> str:
             return url if write else _read_only(url)
@@ -55,13 +60,14 @@ class StoreOptions:
             url and adjusted(url)
             for url in (self.blob_service, self.directory_service, self.path_info_service)
         ]
-        LOGGER.debug("opening the store %s", self.url)
+        LOGGER.debug("opening the store %s", shown_url(self.url))
         try:
             store = open_store(
                 adjusted(self.url),
                 blob_service=blobs,
                 directory_service=directories,
                 path_info_service=path_infos,
+                netrc_file=_netrc_file(),
             )
         except NotFound as error:
             raise NotFound(f"{error}; name another with --store, or import something first") from error
@@ -90,6 +96,11 @@ def _read_only(url: str) -> str:
     if address.scheme != "local" or not address.path or "mode" in address.parameters:
         return url
     return f"{url}{'&' if address.parameters else '?'}mode=ro"
+
+
+def _netrc_file() -> str:
+    """The user's file of passwords; there may be none."""
+    return os.environ.get("NETRC") or os.path.join(os.path.expanduser("~"), ".netrc")
 
 
 def default_store() -> str:

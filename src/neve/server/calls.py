@@ -33,6 +33,9 @@ _WORKERS = 8
 _COMMITTERS = 128
 """Uploads whose commits may share a sync; a thread each, for as long as the sync takes."""
 
+_FETCHERS = 64
+"""Path infos whose contents come from elsewhere first; a thread each, for as long as that takes."""
+
 _CHECKS_A_WINDOW = 10
 _DRAIN_CHECK_SECONDS = 0.02
 
@@ -65,6 +68,7 @@ class Calls:
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-work")
         self._ingesters = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-ingest")
         self._committers = ThreadPoolExecutor(_COMMITTERS, thread_name_prefix="neve-commit")
+        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="neve-fetch")
 
     # What handlers use.
 
@@ -79,6 +83,11 @@ class Calls:
     async def commit(self, function: Callable[..., T], *arguments: Any) -> T:
         """Like ``work``, for what waits for the disk."""
         return await self._run(self._committers, function, *arguments)
+
+    async def fetch(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs ``function``, which waits for other servers, in a thread. If the call is cancelled it goes on
+        for whoever asks next, and only ends when the services are closed."""
+        return await asyncio.get_running_loop().run_in_executor(self._fetchers, function, *arguments)
 
     async def _run(self, pool: Executor, function: Callable[..., T], *arguments: Any) -> T:
         future = asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
@@ -280,6 +289,7 @@ class Calls:
         self._workers.shutdown()
         self._ingesters.shutdown()
         self._committers.shutdown()
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
 
 
 def _reader(method: Method, longest: int) -> Deserializer:

@@ -50,7 +50,9 @@ class PathInfoHandlers:
         if request.WhichOneof("by_what") is None:
             raise Unsupported("by_what is missing, and there is no other way to ask: by_output_hash")
         digest = check_path_digest(request.by_output_hash)
-        found = await self._calls.work(self._services.path_infos.get, digest)
+        path_infos = self._services.path_infos
+        run = self._calls.fetch if path_infos.may_fetch else self._calls.work
+        found = await run(path_infos.get, digest)
         if found is None:
             raise path_not_found(digest)
         return path_info_to_message(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from neve.castore.blobs.base import BlobService
 from neve.castore.blobs.urls import BLOB_SERVICES
@@ -13,13 +12,15 @@ from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.castore.directory import SizeRule
 from neve.errors import Corrupt, InvalidRequest
-from neve.packstore.address import SIZE_RULE_SETTING, open_address, temporary_folder
+from neve.packstore.address import SIZE_RULE_SETTING, open_address
 from neve.packstore.store import PackStore
 from neve.registry import parse_address
 from neve.store.nar.render import NarCalculation, NarRenderer, RenderingNarCalculation
 from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes, NarNodes
 from neve.store.pathinfos.base import PathInfoService
+from neve.store.pathinfos.context import PathInfoContext
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
+from neve.store.places import home, is_local, is_remote, is_source, pin_temporary
 
 if TYPE_CHECKING:
     from neve.store.remote import RemoteAdmin
@@ -66,13 +67,15 @@ def open_services(
     blob_service: str | None = None,
     directory_service: str | None = None,
     path_info_service: str | None = None,
+    netrc_file: str | None = None,
 ) -> Services:
     """Opens the services at ``url``; each of the others overrides one service.
 
-    Raises ``InvalidRequest`` for an address that is none, and what the backends raise.
+    ``netrc_file`` may have passwords for binary caches, and need not exist. Raises ``InvalidRequest`` for
+    an address that is none, and what the backends raise.
     """
     pinned = [
-        None if a is None else _pin_temporary(a)
+        None if a is None else pin_temporary(a)
         for a in (url, blob_service, directory_service, path_info_service)
     ]
     addresses = [pinned[0] if a is None else a for a in pinned[1:]]
@@ -84,14 +87,14 @@ def open_services(
         opened.callback(blobs.close)
         directories = DIRECTORY_SERVICES.open(directories_url)
         opened.callback(directories.close)
-        path_infos = PATH_INFO_SERVICES.open(path_infos_url)
-        opened.callback(path_infos.close)
-        # The map of NARs lies beside the path infos.
-        nar_nodes = _nar_nodes(path_infos_url)
+        rule = _size_rule(home(directories_url))
+        nar_nodes = _nar_nodes(home(path_infos_url), home(directories_url))
         opened.callback(nar_nodes.close)
-        rule = _size_rule(directories_url)
+        context = PathInfoContext(blobs, directories, nar_nodes, rule, netrc_file)
+        path_infos = PATH_INFO_SERVICES.open(path_infos_url, context)
+        opened.callback(path_infos.close)
         packs = None
-        if blobs_url == directories_url == path_infos_url and _is_local(blobs_url):
+        if blobs_url == directories_url == path_infos_url and is_local(blobs_url):
             packs = open_address(parse_address(blobs_url))
             opened.callback(packs.close)
         remote = _remote(blobs_url, directories_url, path_infos_url)
@@ -99,17 +102,9 @@ def open_services(
         return Services(blobs, directories, path_infos, nar_nodes, rule, packs, remote)
 
 
-def _is_local(url: str) -> bool:
-    return parse_address(url).scheme == "local"
-
-
-def _is_remote(url: str) -> bool:
-    return parse_address(url).scheme.startswith("grpc+")
-
-
 def _remote(*urls: str) -> RemoteAdmin | None:
     """The administration of the server that all of the addresses name, if it is one."""
-    if not all(map(_is_remote, urls)):
+    if not all(map(is_remote, urls)):
         return None
     # Imported for those who need it only: gRPC takes a tenth of a second.
     from neve.rpc.target import target_of
@@ -121,34 +116,26 @@ def _remote(*urls: str) -> RemoteAdmin | None:
     return open_admin(addresses[-1])
 
 
-def _pin_temporary(url: str) -> str:
-    """``local://`` names a new folder each time: all services of one store must get the same."""
-    address = parse_address(url)
-    # One that is read-only is refused when it is opened, and so needs no folder.
-    writable = address.parameters.get("mode") != "ro"
-    if address.scheme == "local" and not address.host and not address.path and writable:
-        query = url.partition("?")[2]
-        return f"local://{quote(str(temporary_folder()))}" + (f"?{query}" if query else "")
-    return url
-
-
-def _nar_nodes(path_infos_url: str) -> NarNodes:
-    if _is_remote(path_infos_url):
+def _nar_nodes(path_infos_url: str, directories_url: str) -> NarNodes:
+    """The map of NARs lies beside the path infos; where those are kept nowhere, beside the contents."""
+    kept_nowhere = is_source(path_infos_url) or parse_address(path_infos_url).scheme == "lru"
+    url = directories_url if kept_nowhere else path_infos_url
+    if is_remote(url):
         from neve.store.remote import GrpcNarNodes, open_admin
 
-        return GrpcNarNodes(open_admin(parse_address(path_infos_url)))
-    if not _is_local(path_infos_url):
+        return GrpcNarNodes(open_admin(parse_address(url)))
+    if not is_local(url):
         return MemoryNarNodes()
-    return LocalNarNodes(open_address(parse_address(path_infos_url)))
+    return LocalNarNodes(open_address(parse_address(url)))
 
 
 def _size_rule(directories_url: str) -> SizeRule:
     """How the sizes of Directories that are made for this service are counted."""
-    if _is_remote(directories_url):
+    if is_remote(directories_url):
         # Those who know their services by these names refuse Directories of the other rule.
         snix = parse_address(directories_url).parameters.get("flavor") == "snix"
         return SizeRule.SNIX if snix else SizeRule.EXACT
-    if not _is_local(directories_url):
+    if not is_local(directories_url):
         return SizeRule.EXACT
     store = open_address(parse_address(directories_url))
     try:

@@ -108,6 +108,15 @@ class DirectoryServiceContract:
             assert list(service.get_recursive(directory.digest)) == [directory]
         assert service.get_many([directory.digest, leaf("other").digest]) == {directory.digest: directory}
 
+    def test_several_at_once(self, service: DirectoryService) -> None:
+        directories = [leaf(str(number)) for number in range(20)]
+        service.put(directories[3])
+        for _ in range(2):
+            service.put_many([*directories, directories[0]])
+            found = service.get_many([one.digest for one in directories])
+            assert found == {one.digest: one for one in directories}
+        service.put_many([])
+
     @pytest.mark.parametrize("size", [0, 20, 31, 33])
     def test_digests_have_32_bytes(self, service: DirectoryService, size: int) -> None:
         wrong, there = bytes(size), service.put(leaf("there"))

@@ -96,6 +96,13 @@ class PathInfoServiceContract:
         assert service.put(given) == given
         assert service.get(given.digest) == given
 
+    def test_describing_what_is_there(self, service: PathInfoService) -> None:
+        given = service.put(path_info("p", references=[store_path("a")], signatures=["key"]))
+        assert service.describe(given.digest) == given
+        assert service.describe(store_path("absent").digest) is None
+        with pytest.raises(InvalidRequest, match="has 32 bytes, must have 20"):
+            service.describe(bytes(32))
+
     def test_references_keep_their_order(self, service: PathInfoService) -> None:
         paths = [store_path(name) for name in ("c", "a", "b")]
         given = path_info("ordered", references=paths)

@@ -10,6 +10,8 @@ BLOB_SERVICES: Schemes[BlobService] = Schemes(
     {
         "memory": "neve.castore.blobs.memory:open_memory",
         "local": "neve.castore.blobs.local:open_local",
+        "cache": "neve.castore.blobs.combined:open_cached",
+        "combined": "neve.castore.blobs.combined:open_combined",
         "grpc+unix": "neve.castore.blobs.grpc:open_grpc",
         "grpc+http": "neve.castore.blobs.grpc:open_grpc",
         "grpc+https": "neve.castore.blobs.grpc:open_grpc",

@@ -67,6 +67,11 @@ class DirectoryService(ABC):
     def put(self, directory: Directory) -> Digest:
         """Stores one Directory, durable on return."""
 
+    def put_many(self, directories: Sequence[Directory]) -> None:
+        """Stores Directories, each on its own, durable on return."""
+        for directory in directories:
+            self.put(directory)
+
     @abstractmethod
     def put_multiple(self) -> DirectoryPutter:
         """A putter for a whole closure."""

@@ -70,12 +70,17 @@ class LocalDirectoryService(DirectoryService):
                 yield portion
 
     def put(self, directory: Directory) -> Digest:
-        digest = directory.digest
-        if self._store.missing(DIRECTORIES, [digest]):
+        self.put_many([directory])
+        return directory.digest
+
+    def put_many(self, directories: Sequence[Directory]) -> None:
+        by_digest = {directory.digest: directory for directory in directories}
+        absent = self._store.missing(DIRECTORIES, list(by_digest))
+        if absent:
             epoch = self._store.writer.epoch
-            self._store.stage(DIRECTORIES, [Record(_TAG, digest, directory.encode())])
+            records = [Record(_TAG, digest, by_digest[digest].encode()) for digest in absent]
+            self._store.stage(DIRECTORIES, records)
             self._store.writer.commit(epoch)
-        return digest
 
     def put_multiple(self) -> DirectoryPutter:
         return _Putter(self._store)

@@ -27,6 +27,9 @@ class MemoryDirectoryService(DirectoryService):
         self.add({directory.digest: directory.encode()})
         return directory.digest
 
+    def put_many(self, directories: Sequence[Directory]) -> None:
+        self.add({directory.digest: directory.encode() for directory in directories})
+
     def put_multiple(self) -> DirectoryPutter:
         return _Putter(self)
 

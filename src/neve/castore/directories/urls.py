@@ -10,6 +10,7 @@ DIRECTORY_SERVICES: Schemes[DirectoryService] = Schemes(
     {
         "memory": "neve.castore.directories.memory:open_memory",
         "local": "neve.castore.directories.local:open_local",
+        "cache": "neve.castore.directories.cached:open_cached",
         "grpc+unix": "neve.castore.directories.grpc:open_grpc",
         "grpc+http": "neve.castore.directories.grpc:open_grpc",
         "grpc+https": "neve.castore.directories.grpc:open_grpc",

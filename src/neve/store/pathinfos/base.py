@@ -23,6 +23,12 @@ class PathInfoService(ABC):
     looks_up_at_once = False
     """Whether ``version`` only looks into memory or a mapped file: then an event loop may call it."""
 
+    only_read = False
+    """Whether this is a source of path infos and nothing else: it takes none, and cannot list them."""
+
+    may_fetch = False
+    """Whether ``get`` may take minutes, because contents have to be fetched first."""
+
     @abstractmethod
     def get(self, digest: bytes) -> PathInfo | None:
         """The path info of the store path with this digest. ``InvalidRequest`` if it has not 20 bytes."""

@@ -1,4 +1,4 @@
-"""Addresses of path info services."""
+"""Addresses of path info services. The context is a ``PathInfoContext``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ PATH_INFO_SERVICES: Schemes[PathInfoService] = Schemes(
     {
         "memory": "neve.store.pathinfos.memory:open_memory",
         "local": "neve.store.pathinfos.local:open_local",
+        "lru": "neve.store.pathinfos.lru:open_lru",
         "grpc+unix": "neve.store.pathinfos.grpc:open_grpc",
         "grpc+http": "neve.store.pathinfos.grpc:open_grpc",
         "grpc+https": "neve.store.pathinfos.grpc:open_grpc",
+    },
+    with_context={
+        "cache": "neve.store.pathinfos.cached:open_cached",
+        "keyfile-signing": "neve.store.pathinfos.signing:open_signing",
+        "nix+file": "neve.store.pathinfos.nix_cache:open_nix_cache",
+        "nix+http": "neve.store.pathinfos.nix_cache:open_nix_cache",
+        "nix+https": "neve.store.pathinfos.nix_cache:open_nix_cache",
     },
 )

@@ -1,0 +1,69 @@
+"""What addresses tell of where things lie, without opening anything."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, urlencode
+
+from neve.errors import InvalidRequest
+from neve.packstore.address import temporary_folder
+from neve.registry import nested_addresses, parse_address
+
+
+def is_local(url: str) -> bool:
+    """Whether this is an embedded store."""
+    return parse_address(url).scheme == "local"
+
+
+def is_remote(url: str) -> bool:
+    """Whether this is a gRPC server."""
+    return parse_address(url).scheme.startswith("grpc+")
+
+
+def is_source(url: str) -> bool:
+    """Whether this is a binary cache, from which contents are fetched."""
+    return parse_address(url).scheme.startswith("nix+")
+
+
+def keeps_what_it_fetches(url: str) -> bool:
+    """Whether reading from this address may write somewhere."""
+    return is_source(url) or parse_address(url).scheme in ("cache", "combined") or _any_nested(url)
+
+
+def _any_nested(url: str) -> bool:
+    return any(keeps_what_it_fetches(nested) for nested in nested_addresses(url).values())
+
+
+def home(url: str) -> str:
+    """Where what is put to this address ends up, if that is made of others."""
+    nested = nested_addresses(url)
+    scheme = parse_address(url).scheme
+    following = None
+    if scheme == "keyfile-signing":
+        following = nested.get("inner")
+    elif scheme == "combined":
+        following = nested.get("near")
+    elif scheme == "cache":
+        far = nested.get("far")
+        following = nested.get("near") if far is not None and is_source(home(far)) else far
+    return url if following is None else home(following)
+
+
+def pin_temporary(url: str) -> str:
+    """``local://`` names a new folder each time: all services of one store must get the same."""
+    address = parse_address(url)
+    # One that is read-only is refused when it is opened, and so needs no folder.
+    writable = address.parameters.get("mode") != "ro"
+    if address.scheme == "local" and not address.host and not address.path and writable:
+        query = url.partition("?")[2]
+        return f"local://{quote(str(temporary_folder()))}" + (f"?{query}" if query else "")
+    pinned = {name: _pinned_nested(nested) for name, nested in nested_addresses(url).items()}
+    if all(address.parameters[name] == nested for name, nested in pinned.items()):
+        return url
+    return f"{url.partition('?')[0]}?{urlencode({**address.parameters, **pinned}, quote_via=quote, safe='')}"
+
+
+def _pinned_nested(url: str) -> str:
+    try:
+        return pin_temporary(url)
+    except InvalidRequest:
+        return url  # Who opens it tells what is wrong, and where.
