@@ -102,6 +102,15 @@ def test_rubbish(cache: Served, rubbish: bytes) -> None:
     assert cache.is_fine()
 
 
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
+def test_other_protocols(cache: Served, protocol: bytes) -> None:
+    """There are none to change to."""
+    upgrade = b"connection: upgrade, close\r\nupgrade: " + protocol + b"\r\n"
+    answer = cache.raw(GET.replace(b"host", upgrade + b"host"))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert cache.is_fine()
+
+
 def test_heads_that_are_too_long(cache: Served) -> None:
     for head in (
         b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n",
@@ -226,17 +235,18 @@ def test_a_client_that_leaves(cache: Served, large: str) -> None:
 
 def test_too_many_connections(services: Services) -> None:
     with serving(services, limits={"max_connections": 10}) as cache:
-        assert cache.is_fine()
         with contextlib.ExitStack() as stack:
-            crowd = [stack.enter_context(cache.connect()) for _ in range(9)]
+            crowd = [stack.enter_context(cache.connect()) for _ in range(10)]
             for each in crowd:
                 each.sendall(GET)
                 assert each.recv(12) == b"HTTP/1.1 200"
             answer = cache.raw(b"")
             assert status_of(answer) == 503
             assert b"max_connections" in answer
-            assert cache.is_fine()  # On the connection that it has.
-        until(lambda: cache.raw(GET.replace(b"host", b"connection: close\r\nhost"))[9:12] == b"200")
+            # Those that are in are served.
+            crowd[0].sendall(GET)
+            until(lambda: crowd[0].recv(1000, socket.MSG_PEEK).count(b"HTTP/1.1 200") == 1)
+        until(cache.is_fine)
 
 
 def test_a_crowd_that_does_nothing(cache: Served) -> None:

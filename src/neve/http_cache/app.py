@@ -212,7 +212,9 @@ class CacheApp:
             await exchange.answer(200, text, _NARINFO)
 
     async def _metrics(self, exchange: Exchange, _: str) -> None:
-        await exchange.answer(200, await self._threads.work(self._counters.text), _METRICS)
+        with exchange.working():
+            text = await self._threads.work(self._counters.text)
+        await exchange.answer(200, text, _METRICS)
 
     async def _alive(self, exchange: Exchange, _: str) -> None:
         await exchange.answer_line(200, "alive")

@@ -34,6 +34,10 @@ class _HeadTooLongError(Exception):
     """For the parser: it passes on that something was raised."""
 
 
+class _TooManyError(Exception):
+    """The same."""
+
+
 class Connection(HttpToolsProtocol):
     """A connection that is counted, and known to the exchanges on it."""
 
@@ -70,12 +74,12 @@ class Connection(HttpToolsProtocol):
                 self.send_400_response("")
                 return
         super().data_received(data)
-        if len(self.pipeline) > MAX_WAITING:
-            self.transport.abort()
 
     # What the parser calls.
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_WAITING:
+            raise _TooManyError
         self._unfinished = True
         self._waiting_since = time.monotonic()
         self._later_bytes = self._lines = self._bytes = 0

@@ -270,7 +270,9 @@ async def pace(exchanges: set[Exchange], idle_seconds: float, min_bytes: int) ->
         await asyncio.sleep(idle_seconds / 10)
         now = time.monotonic()
         for exchange in list(exchanges):
-            if exchange.busy or now - exchange.since < idle_seconds or exchange.connection is None:
+            if exchange.busy or now - exchange.since < idle_seconds:
+                continue
+            if exchange.connection is None or exchange.is_gone():
                 continue
             # What still waits in our buffer has not gone to anybody.
             waiting = exchange.connection.transport.get_write_buffer_size()

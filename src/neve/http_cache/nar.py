@@ -14,8 +14,8 @@ import asyncio
 import base64
 import contextlib
 import secrets
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from neve.castore.digest import b3_digest
 from neve.castore.node import DirectoryNode, FileNode, Node
@@ -35,6 +35,8 @@ from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pathinfos.base import check_path_digest
 from neve.store.services import Services
 from neve.store.wire import encode_node
+
+T = TypeVar("T")
 
 MEDIA_TYPE = b"application/x-nix-nar"
 
@@ -74,7 +76,7 @@ class Nars:
         """``/nar/tvix-castore/<node>?narsize=N``. Raises ``InvalidRequest``, ``NotFound``."""
         node = parse_node(text)
         given = query_parameter(exchange.query, "narsize")
-        nar = await self._threads.render(self._present, node)
+        nar = await self._look(exchange, self._present, node)
         if given is not None and given != str(nar.size):
             raise InvalidRequest(f"the NAR has {nar.size} bytes, and narsize says something else")
         await self._answer(exchange, nar)
@@ -86,7 +88,7 @@ class Nars:
             raise NotFound("there is no such NAR")
         nar = None
         if parsed.compression in ("none", "zstd"):
-            nar = await self._threads.render(self._known, parsed.sha256)
+            nar = await self._look(exchange, self._known, parsed.sha256)
             if nar is None:
                 found = await self._hinted(exchange, parsed.sha256)
                 if isinstance(found, PathDescription):
@@ -94,15 +96,19 @@ class Nars:
                     headers = [] if parsed.compression == "zstd" else [_length(found.nar.size)]
                     await exchange.answer_head(200, [_TYPE, *headers])
                     return
-                nar = None if found is None else await self._threads.render(self._present, found.node)
+                nar = None if found is None else await self._look(exchange, self._present, found.node)
         if nar is not None:
             await self._answer(exchange, nar, packed=parsed.compression == "zstd")
-        elif exchange.is_head and await self._threads.render(self._was_uploaded, parsed.sha256):
+        elif exchange.is_head and await self._look(exchange, self._was_uploaded, parsed.sha256):
             await exchange.answer_head(200, [_TYPE])
         else:
             raise NotFound(f"there is no NAR {base32.encode(parsed.sha256)}{SUFFIXES[parsed.compression]}")
 
     # Which NAR; in threads.
+
+    async def _look(self, exchange: Exchange, function: Callable[..., T], argument: object) -> T:
+        with exchange.working():
+            return await self._threads.render(function, argument)
 
     def _present(self, node: Node) -> _Nar:
         """Raises ``NotFound`` if the contents are not here, as far as that shows without reading them."""

@@ -61,7 +61,7 @@ class NarInfoUploads:
     async def put(self, exchange: Exchange, name: str) -> None:
         """Raises ``InvalidRequest``, ``LimitExceeded``, ``Conflict`` and ``Refused``, by the rules."""
         digest = base32.decode(name)
-        data = await received(exchange, MAX_NARINFO_BYTES, "a narinfo")
+        data = await received(exchange, self._threads, MAX_NARINFO_BYTES, "a narinfo")
         with exchange.working():
             # Whoever has to read all of a NAR again does not keep commits waiting.
             run = self._threads.hash if self._proves else self._threads.commit

@@ -81,7 +81,7 @@ class Listings:
     async def put(self, exchange: Exchange, name: str) -> None:
         """Takes one, and does not need it. Raises ``InvalidRequest``, ``LimitExceeded``."""
         base32.decode(name)
-        await received(exchange, self._limit, "a listing (max_small_file_bytes)")
+        await received(exchange, self._threads, self._limit, "a listing (max_small_file_bytes)")
         await exchange.answer_line(200, "not needed")
 
 
@@ -127,7 +127,8 @@ class KeptFiles:
         try:
             self._check(name)
             if self._files is not None:
-                data = await self._threads.work(self._files.get, self._kind, name)
+                with exchange.working():
+                    data = await self._threads.work(self._files.get, self._kind, name)
         except InvalidRequest as error:
             raise NotFound(str(error)) from error
         if data is None:
@@ -139,7 +140,7 @@ class KeptFiles:
         self._check(name)
         if self._files is None:
             raise Unsupported(f"this store cannot keep a {self._kind}")
-        data = await received(exchange, self._limit, f"a {self._kind} (max_small_file_bytes)")
+        data = await received(exchange, self._threads, self._limit, f"a {self._kind} (max_small_file_bytes)")
         with exchange.working():
             await self._threads.commit(partial(self._files.put, self._kind, name, data))
         await exchange.answer_line(201, "stored")
