@@ -197,6 +197,7 @@ def uploads(cache: Served, headers: dict[str, str]) -> list[int]:
         (f"Bearer {READER}", 403),
         (basic(f"user:{READER}"), 403),
     ],
+    ids=("none", "wrong", "cut", "its hash", "other scheme", "as a user", "reader", "reader's password"),
 )
 def test_uploads_without_the_right(
     services: Services, token_file: Path, authorization: str | None, status: int
@@ -214,7 +215,11 @@ def test_uploads_without_the_right(
     assert list(services.blobs.list()) == []
 
 
-@pytest.mark.parametrize("authorization", [f"Bearer {WRITER}", basic(f"any:{WRITER}"), basic(f":{WRITER}")])
+@pytest.mark.parametrize(
+    "authorization",
+    [f"Bearer {WRITER}", basic(f"any:{WRITER}"), basic(f":{WRITER}")],
+    ids=("bearer", "password", "password of nobody"),
+)
 def test_uploads_with_the_right(services: Services, token_file: Path, authorization: str) -> None:
     with serving(services, token_file=str(token_file), insecure_allow_upload=False) as cache:
         with client_of(cache.url, headers={"authorization": authorization}) as http:
