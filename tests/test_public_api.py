@@ -26,7 +26,13 @@ HEAVY = [
 ]
 
 
-SIGNALS = {"neve.packstore.index.MapFull", "neve.server.long_work.StoppedError"}
+SIGNALS = {
+    "neve.http_cache.connection._HeadTooLongError",
+    "neve.http_cache.connection._TooManyError",
+    "neve.http_cache.exchange.ClientGoneError",
+    "neve.packstore.index.MapFull",
+    "neve.server.long_work.StoppedError",
+}
 """Exceptions between two modules, which no caller of either ever sees."""
 
 
