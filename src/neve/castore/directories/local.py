@@ -73,7 +73,7 @@ class LocalDirectoryService(DirectoryService):
         digest = directory.digest
         if self._store.missing(DIRECTORIES, [digest]):
             epoch = self._store.writer.epoch
-            self._store.stage(DIRECTORIES, [Record(_TAG, digest, directory.encode())])
+            self._store.stage(DIRECTORIES, [Record(_TAG, digest, directory.encode())], epoch)
             self._store.writer.commit(epoch)
         return digest
 
@@ -111,14 +111,14 @@ class _Putter(SpoolingPutter):
             group.append(Record(_TAG, digest, encoded))
             size += len(encoded)
             if size >= FRAME_TARGET:
-                self._stage(group)
+                self._stage(group, epoch)
                 group, size = [], 0
-        self._stage(group)
+        self._stage(group, epoch)
         self._writer.commit(epoch)
 
-    def _stage(self, group: list[Record]) -> None:
+    def _stage(self, group: list[Record], epoch: int) -> None:
         absent = set(self._store.missing(DIRECTORIES, [record.key for record in group]))
-        self._store.stage(DIRECTORIES, [record for record in group if record.key in absent])
+        self._store.stage(DIRECTORIES, [record for record in group if record.key in absent], epoch)
 
 
 def _decoded(digest: Digest, encoded: bytes) -> Directory:
