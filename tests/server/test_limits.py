@@ -160,6 +160,26 @@ def test_longest_message(backend: str, tmp_path: Path) -> None:
         client.close()
 
 
+def test_a_long_directory_behind_others(tmp_path: Path) -> None:
+    """Each goes into a message, but not all of them into one."""
+    first, long = directory(20_000), directory(30_000)
+    root = Directory(
+        [(b"a", DirectoryNode(first.digest, 20_000)), (b"b", DirectoryNode(long.digest, 30_000))]
+    )
+    closure = [first, long, root]
+    with serving("local", tmp_path, new=None, max_message_bytes=len(long.encode()) + 1000) as peer:
+        client = DIRECTORY_SERVICES.open(peer.daemon.url)
+        putter = client.put_multiple()
+        for one in closure:
+            putter.put(one)
+        assert putter.close() == root.digest
+        assert list(client.get_recursive(root.digest)) == [root, first, long]
+        assert client.get_many([one.digest for one in closure]) == {one.digest: one for one in closure}
+        request = rpc_directory_pb2.GetDirectoryRequest(digest=root.digest, recursive=True)
+        assert len(list(peer.directories("Get")(request))) == 3
+        client.close()
+
+
 def test_a_client_is_told_which_limit(tmp_path: Path) -> None:
     large = os.urandom(1_500_000)
 

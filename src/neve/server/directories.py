@@ -68,6 +68,10 @@ def grouped(directories: Iterable[bytes]) -> Iterator[list[bytes]]:
     failure: NeveError | None = None
     try:
         for encoded in directories:
+            # A long one goes alone: with others before it the message would be over the limit.
+            if group and size + len(encoded) > _GROUP_BYTES:
+                yield group
+                group, size = [], 0
             group.append(encoded)
             size += len(encoded)
             if size >= _GROUP_BYTES or len(group) >= _GROUP_DIRECTORIES:

@@ -228,6 +228,10 @@ def _messages(directories: Iterable[bytes]) -> Iterator[rpc_batch_pb2.Directorie
     message = rpc_batch_pb2.Directories()
     size = 0
     for encoded in directories:
+        # A long one goes alone: with others before it the message would be over the limit.
+        if size and size + len(encoded) > _MESSAGE_BYTES:
+            yield message
+            message, size = rpc_batch_pb2.Directories(), 0
         message.directories.append(encoded)
         size += len(encoded)
         if size >= _MESSAGE_BYTES:
