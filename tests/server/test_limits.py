@@ -24,7 +24,7 @@ from neve.errors import LimitExceeded
 from neve.proto.neve.castore.protos import rpc_batch_pb2 as batch
 from neve.proto.tvix.castore.protos import rpc_blobstore_pb2, rpc_directory_pb2
 from neve.rpc.status import ERROR_TRAILER
-from neve.server import calls
+from neve.server import calls, messages
 
 from .peer import BACKENDS, Peer, serving
 from .raw import soon, status
@@ -192,6 +192,32 @@ def test_a_long_directory_behind_others(tmp_path: Path) -> None:
         client.close()
 
 
+@both_backends
+def test_messages_of_very_many_parts(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one part makes a long message; many of next to nothing cost a multiple of what was sent."""
+    monkeypatch.setattr(messages, "MAX_PARTS_BYTES", 1000)
+    long, parts = directory(100), b"\x0a\x00" * 501
+    named = "1002 bytes in several parts, the limit for such is 1000"
+    with serving(backend, tmp_path, new=None) as peer:
+        for put in (
+            peer.blobs("Put", request_as_bytes=True),
+            peer.batches("PutClosure", request_as_bytes=True),
+        ):
+            for refused in (parts, b"\x08\xea\x07" + parts[3:], b"\x0a" + b"\xff" * 1001):
+                with status(Code.RESOURCE_EXHAUSTED, named):
+                    put(iter([refused]))
+            # As long, and no message at all.
+            with status(Code.INVALID_ARGUMENT, "."):
+                put(iter([b"\xff" * 1000]))
+        assert peer.stored() == set()
+        assert peer.put(BLOB) == b3_digest(BLOB)
+        client = DIRECTORY_SERVICES.open(peer.daemon.url)
+        putter = client.put_multiple()
+        putter.put(long)
+        assert putter.close() == long.digest
+        client.close()
+
+
 def test_a_client_is_told_which_limit(tmp_path: Path) -> None:
     large = os.urandom(1_500_000)
 
@@ -296,13 +322,13 @@ TOO_SLOW = "less than 1000 bytes moved on this stream in 0.3 s .stream_idle_seco
 
 
 @contextlib.contextmanager
-def trickle(messages: Callable[[], Any], seconds: float) -> Iterator[Iterator[Any]]:
+def trickle(made: Callable[[], Any], seconds: float) -> Iterator[Iterator[Any]]:
     """Messages that come one after the other, with pauses, until the block is left."""
     left = threading.Event()
 
     def requests() -> Iterator[Any]:
         while not left.is_set():
-            yield messages()
+            yield made()
             left.wait(seconds)
 
     try:

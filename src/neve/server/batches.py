@@ -15,15 +15,13 @@ from neve.proto.neve.castore.protos import rpc_batch_pb2
 from neve.server.blobs import check_writable
 from neve.server.calls import Calls, Context
 from neve.server.directories import ClosureUpload, grouped
+from neve.server.messages import MAX_PARTS_BYTES
 from neve.server.streams import Behind, cleared
 from neve.store.services import Services
 from neve.tree import WHOLE_FILE_LIMIT
 
 MAX_DIGESTS = 65_536
 """Most digests in one question."""
-
-MAX_PUT_BYTES = 8 * 1024 * 1024
-"""Longest message in an upload of many."""
 
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024
 """Most contents that one such message may hold."""
@@ -132,8 +130,8 @@ def _digests(run: bytes) -> list[Digest]:
 
 def _put_request(data: bytes) -> rpc_batch_pb2.PutRequest:
     """A message that can be of many small parts: reading it takes a while, and a multiple of its memory."""
-    if len(data) > MAX_PUT_BYTES:
-        raise LimitExceeded(f"a message of {len(data)} bytes, the limit here is {MAX_PUT_BYTES}")
+    if len(data) > MAX_PARTS_BYTES:  # Of one part too: that has parts of its own.
+        raise LimitExceeded(f"a message of {len(data)} bytes, the limit here is {MAX_PARTS_BYTES}")
     try:
         return rpc_batch_pb2.PutRequest.FromString(data)
     except DecodeError as error:

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import DecodeError
 
 from neve.errors import InvalidRequest, LimitExceeded, NeveError, Unavailable
 from neve.rpc.methods import Deserializer, Method, methods_of
 from neve.rpc.status import ERROR_TRAILER, shortened, status_of
 from neve.server.limits import Limits
+from neve.server.messages import reader
 from neve.server.streams import Pull, Room, settled
 from neve.telemetry import LOGGER
 
@@ -183,7 +183,7 @@ class Calls:
         run = self._paced(behaviour) if method.client_streaming or method.server_streaming else behaviour
         # What is no message is refused like any other request: a single one is read under the guard, those
         # of a stream are read where the behaviour, which is under it, asks for them.
-        read: Deserializer | None = None if raw_requests else _reader(method, self._longest(method))
+        read: Deserializer | None = None if raw_requests else reader(method, self._longest(method))
         if not method.client_streaming:
             assert read is not None
             run, read = self._reading(run, read), None
@@ -336,22 +336,6 @@ class _Aside:
             yield
         finally:
             self._open -= 1
-
-
-def _reader(method: Method, longest: int) -> Deserializer:
-    """Reads a request. Raises ``InvalidRequest`` if it is none, ``LimitExceeded`` if it is too long."""
-
-    def read(data: bytes) -> Any:
-        if len(data) > longest:
-            raise LimitExceeded(
-                f"{method.name}: a message of {len(data)} bytes, the limit is {longest} (max_request_bytes)"
-            )
-        try:
-            return method.request.FromString(data)
-        except DecodeError as error:
-            raise InvalidRequest(f"{method.name}: {error}") from error
-
-    return read
 
 
 async def _abort(context: Context, error: NeveError) -> None:
