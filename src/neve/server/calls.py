@@ -22,7 +22,7 @@ from neve.rpc.methods import Deserializer, Method, methods_of
 from neve.rpc.status import ERROR_TRAILER, shortened, status_of
 from neve.server.limits import Limits
 from neve.server.messages import reader
-from neve.server.streams import Pull, Room, settled
+from neve.server.streams import Ahead, Pull, Room, settled
 from neve.telemetry import LOGGER
 
 T = TypeVar("T")
@@ -32,6 +32,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _WORKERS = 8
 _COMMITTERS = 128
 """Uploads whose commits may share a sync; a thread each, for as long as the sync takes."""
+
+_AHEAD = 64
+"""Streams whose next answer is made while one is being sent: more do not get faster by it."""
 
 MAX_ASIDE = 256
 """Calls at once of each method that is not about the store: its health, its description. They are counted
@@ -64,6 +67,7 @@ class Calls:
         self.limits = limits
         self.draining = False
         self.room = Room(limits.max_held_bytes)
+        self.ahead = Ahead(_AHEAD)
         self.active = 0
         self._streams: dict[asyncio.Task[Any], Stream] = {}
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-work")
@@ -130,7 +134,8 @@ class Calls:
             raise asyncio.CancelledError("the stream is broken") from error
 
     def pull(self, items: Iterator[T]) -> AsyncIterator[T]:
-        """The items of a synchronous iterator, made in threads, the next one while one is being sent.
+        """The items of a synchronous iterator, made in threads, the next one while one is being sent unless
+        that is done for many others (see ``Ahead``).
 
         Ends when the call does, at the latest.
         """
