@@ -35,6 +35,8 @@ _UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([a-z]*)", re.IGNORECASE)
 _MAX_MESSAGE_BYTES = (1 << 31) - 1
 """gRPC counts in 32 bits."""
+_MIN_MESSAGE_BYTES = 4 << 20
+"""Contents travel in messages of a megabyte and more, and all clients take so much."""
 
 LIMIT_HELP = {
     "max_message_bytes": "Longest message taken or sent; other implementations take 4MiB.",
@@ -273,6 +275,9 @@ def _limits(values: Mapping[str, Any]) -> Limits:
     limits = Limits(**{name: values[name] for name in names if values[name] is not None})
     if limits.max_message_bytes > _MAX_MESSAGE_BYTES:
         raise click.UsageError(f"--max-message-bytes: gRPC takes at most {_MAX_MESSAGE_BYTES} bytes")
+    if limits.max_message_bytes < _MIN_MESSAGE_BYTES:
+        least = shown_size(_MIN_MESSAGE_BYTES)
+        raise click.UsageError(f"--max-message-bytes: with less than {least} contents could not be read")
     return limits
 
 

@@ -111,7 +111,7 @@ class ClosureUpload:
 
     def _put(self, group: list[bytes]) -> None:
         if self._putter is None:
-            self._putter = self._directories.put_multiple()
+            self._putter = self._directories.put_multiple(self._limits)
         for encoded in group:
             self._putter.put(Directory.decode(encoded))
 

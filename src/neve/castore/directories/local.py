@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService
 from neve.castore.directories.spool import SpoolingPutter
@@ -77,8 +78,8 @@ class LocalDirectoryService(DirectoryService):
             self._store.writer.commit(epoch)
         return digest
 
-    def put_multiple(self) -> DirectoryPutter:
-        return _Putter(self._store)
+    def put_multiple(self, limits: ClosureLimits = DEFAULT_LIMITS) -> DirectoryPutter:
+        return _Putter(self._store, limits)
 
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return [digest for digest, _ in self._store.page(DIRECTORIES, after, limit)]
@@ -98,9 +99,9 @@ class _Putter(SpoolingPutter):
     Packs are all that is needed to rebuild the index, so nothing of a refused stream may get there.
     """
 
-    def __init__(self, store: PackStore) -> None:
+    def __init__(self, store: PackStore, limits: ClosureLimits) -> None:
         self._writer = store.writer  # First: a store that is read-only has none.
-        super().__init__(str(store.temporary_folder()))
+        super().__init__(limits, str(store.temporary_folder()))
         self._store = store
 
     def _commit(self) -> None:

@@ -6,6 +6,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, check_digest
 from neve.castore.directories.base import CheckingPutter, DirectoryPutter, DirectoryService
 from neve.castore.directory import Directory
@@ -27,8 +28,8 @@ class MemoryDirectoryService(DirectoryService):
         self.add({directory.digest: directory.encode()})
         return directory.digest
 
-    def put_multiple(self) -> DirectoryPutter:
-        return _Putter(self)
+    def put_multiple(self, limits: ClosureLimits = DEFAULT_LIMITS) -> DirectoryPutter:
+        return _Putter(self, limits)
 
     def add(self, encoded: dict[Digest, bytes]) -> None:
         with self._lock:
@@ -47,8 +48,8 @@ class MemoryDirectoryService(DirectoryService):
 
 
 class _Putter(CheckingPutter):
-    def __init__(self, service: MemoryDirectoryService) -> None:
-        super().__init__()
+    def __init__(self, service: MemoryDirectoryService, limits: ClosureLimits) -> None:
+        super().__init__(limits)
         self._service = service
         self._kept: dict[Digest, bytes] = {}
 
