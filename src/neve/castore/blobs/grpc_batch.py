@@ -34,6 +34,9 @@ _GROUP_BLOBS = 1024
 """Blobs that are asked for and sent together."""
 
 _MAX_QUEUED_GROUPS = 3
+_MAX_KEPT = 16 * 1024
+"""Digests in one question whether they can be kept."""
+
 _QUIET_SECONDS = 20.0
 _MESSAGE_BYTES = 1024 * 1024
 _WRITE_BLOCK = 2 * 1024 * 1024
@@ -220,8 +223,12 @@ class RemoteBatch(BlobBatch):
 
         def ask() -> list[Digest]:
             self.drain()
-            self._stream().send(rpc_batch_pb2.PutRequest(keep=b"".join(wanted)))
-            return chosen(wanted, self._stream().receive().missing, self._connection.url)
+            missing: list[Digest] = []
+            for start in range(0, len(wanted), _MAX_KEPT):
+                part = wanted[start : start + _MAX_KEPT]
+                self._stream().send(rpc_batch_pb2.PutRequest(keep=b"".join(part)))
+                missing += chosen(part, self._stream().receive().missing, self._connection.url)
+            return missing
 
         return self.guarded(ask)
 
