@@ -287,6 +287,30 @@ def test_packs_are_changed_when_full(folder: Path, monkeypatch: pytest.MonkeyPat
         assert contents(store) == before | {records(1)[0].key: records(1)[0].data}
 
 
+def test_a_pack_whose_maker_died_early_gets_a_durable_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+
+    def dying(_: Path) -> None:
+        raise Unavailable("died here")
+
+    with opened(folder) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(appender, "sync_directory", dying)
+            with pytest.raises(Unavailable, match="died here"):
+                stage(store, records(1))
+        monkeypatch.setattr(appender, "sync_directory", synced.append)
+        put(store, records(1))
+        assert len(pack_paths(folder)) == 1
+        assert synced == [folder / PACKS_DIR]
+    # Afterwards it is.
+    with opened(folder) as store:
+        put(store, records(2))
+        assert len(pack_paths(folder)) == 1
+    assert synced == [folder / PACKS_DIR]
+
+
 def test_a_commit_that_makes_the_index_grow_is_written_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
