@@ -12,7 +12,7 @@ import pytest
 
 from neve.castore.blobs.base import BlobService
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, format_digest
-from neve.errors import InvalidRequest, NotFound, PermissionDenied, Unsupported
+from neve.errors import InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unsupported
 from neve.testing.blob_reading import (
     KIB,
     MIB,
@@ -201,6 +201,15 @@ class BlobServiceContract(BlobReadingContract):
         assert [next(reading) for _ in digests] == [b"one", b"two", b"three"]
         with pytest.raises(NotFound):
             next(reading)
+
+    def test_reading_many_that_are_too_long(self, service: BlobService) -> None:
+        contents = [b"%d" % number * 1000 for number in range(3)]
+        digests = service.put_many([*contents, large := incompressible(600 * KIB)])
+        assert list(service.read_many(digests[:3], 1000)) == contents
+        assert list(service.read_many(digests, len(large))) == [*contents, large]
+        for wanted, limit in ((digests[:3], 999), (digests, len(large) - 1), (digests[3:], 1000)):
+            with pytest.raises(LimitExceeded, match=f"at most {limit} are wanted"):
+                list(service.read_many(wanted, limit))
 
     def test_reading_many_may_be_given_up(self, service: BlobService) -> None:
         digests = service.put_many([incompressible(50_000, seed) for seed in range(100)])

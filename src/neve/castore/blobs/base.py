@@ -208,9 +208,7 @@ class BlobService(ABC):
             raise blob_not_found(digest)
         with reader:
             if limit is not None and reader.size > limit:
-                raise LimitExceeded(
-                    f"blob {format_digest(digest)} has {reader.size} bytes, at most {limit} are wanted"
-                )
+                raise too_long(digest, reader.size, limit)
             return reader.read()
 
     def stream(self, digest: Digest, size: int = _COPY_BYTES) -> Iterator[bytes]:
@@ -267,6 +265,11 @@ class _PlainBatch(BlobBatch):
 
     def close(self) -> None:
         return
+
+
+def too_long(digest: Digest, size: int, limit: int) -> LimitExceeded:
+    """The error for a blob that is longer than its reader takes."""
+    return LimitExceeded(f"blob {format_digest(digest)} has {size} bytes, at most {limit} are wanted")
 
 
 def blob_not_found(digest: Digest) -> NotFound:

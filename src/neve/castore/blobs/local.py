@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk
+from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk, too_long
 from neve.castore.blobs.bundle import Answer
 from neve.castore.blobs.chunks import BytesReader, ChunkedReader, decode_chunk_list
 from neve.castore.blobs.local_write import (
@@ -168,6 +168,8 @@ class LocalBlobService(BlobService):
                 yield b"" if digest == EMPTY_BLOB else self.read(digest, limit)
                 continue
             _, _, start, length = found
+            if limit is not None and length > limit:
+                raise too_long(digest, length, limit)
             data = frame[start : start + length]
             if blake3(data).digest() != digest:
                 raise _corrupt(digest)
