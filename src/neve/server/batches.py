@@ -45,7 +45,8 @@ class BatchHandlers:
         self, request: rpc_batch_pb2.MissingRequest, _: Context
     ) -> rpc_batch_pb2.MissingResponse:
         digests = _digests(request.digests)
-        missing = set(await self._calls.work(self._blobs.missing, digests))
+        ask = self._blobs.missing_blobs if request.as_blobs else self._blobs.missing
+        missing = set(await self._calls.work(ask, digests))
         return rpc_batch_pb2.MissingResponse(missing=_places(digests, missing))
 
     async def Put(self, requests: AsyncIterator[bytes], context: Context) -> None:  # noqa: N802

@@ -296,8 +296,11 @@ class BlobServiceContract(BlobReadingContract):
             return
         contents = incompressible(3 * MIB)
         digest = put(service, contents)
-        chunk = (service.chunks(digest) or [])[0]
-        expected = {digest, put(service, service.read(chunk.digest))}
+        chunks = service.chunks(digest) or []
+        expected = {digest, put(service, service.read(chunks[0].digest))}
+        # Where those that are there are not sent, a chunk is none of them.
+        expected |= set(service.put_many([service.read(chunk.digest) for chunk in chunks[1:3]]))
+        assert service.missing_blobs([digest, EMPTY_BLOB, *expected]) == []
         assert set(all_listed(service)) == expected
         assert service.read(digest) == contents
 

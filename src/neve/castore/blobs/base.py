@@ -168,6 +168,11 @@ class BlobService(ABC):
         """Those of ``digests`` that are not there, in order."""
         return [digest for digest in digests if not self.has(digest)]
 
+    def missing_blobs(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Like ``missing``, for who is about to store them: also those that are there only as chunks of
+        others, and so are not listed."""
+        return self.missing(digests)
+
     def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
         """Stores small blobs, durable on return; gives their digests in order."""
         with self.batch() as batch:

@@ -81,6 +81,14 @@ class GrpcBlobService(BlobService):
             ],
         )
 
+    def missing_blobs(self, digests: Sequence[Digest]) -> list[Digest]:
+        wanted = [check_digest(digest) for digest in digests if digest != EMPTY_BLOB]
+        if not wanted:
+            return []
+        return self._reads.unless_lacking(
+            lambda: self._reads.missing(wanted, as_blobs=True), lambda: self.missing(wanted)
+        )
+
     # Reading.
 
     def chunks(self, digest: Digest) -> list[Chunk] | None:

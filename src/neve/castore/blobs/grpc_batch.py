@@ -168,13 +168,13 @@ class RemoteBatch(BlobBatch):
             self._quiet.stop()
             self._quiet = None
 
-    def missing(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Those of ``digests`` that the server does not have."""
-        return set(self._reads.missing(digests))
+    def missing(self, digests: Sequence[Digest], *, as_blobs: bool = True) -> set[Digest]:
+        """Those of ``digests`` that the server does not have, or only as chunks of others."""
+        return set(self._reads.missing(digests, as_blobs=as_blobs))
 
     def to_send(self, blobs: Sequence[Blob], *, alone: bool = False) -> list[Bundle]:
-        """Bundles of those of ``blobs`` that the server does not have; ``alone``: one for each."""
-        missing = self.missing([digest for digest, _ in blobs])
+        """Bundles of those of ``blobs`` that the server does not have; ``alone``: one for each, of chunks."""
+        missing = self.missing([digest for digest, _ in blobs], as_blobs=not alone)
         new = list({blob[0]: blob for blob in blobs if blob[0] in missing}.values())
         return list(bundles(new, 1)) if alone else list(bundles(new))
 

@@ -180,12 +180,12 @@ class RemoteReads:
         chosen = call if has_batches(self._connection) else otherwise
         return chosen(itertools.chain([first], source))
 
-    def missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Those of ``digests`` that are not there, in order."""
+    def missing(self, digests: Sequence[Digest], *, as_blobs: bool = False) -> list[Digest]:
+        """Those of ``digests`` that are not there, in order; ``as_blobs``: or only as chunks of others."""
         result: list[Digest] = []
         for start in range(0, max(len(digests), 1), _QUESTION):
             part = digests[start : start + _QUESTION]
-            request = rpc_batch_pb2.MissingRequest(digests=b"".join(part))
+            request = rpc_batch_pb2.MissingRequest(digests=b"".join(part), as_blobs=as_blobs)
             answer = self._connection.call(BATCHES, "Missing", request)
             result += chosen(part, answer.missing, self._connection.url)
         return result

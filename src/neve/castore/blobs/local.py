@@ -67,6 +67,11 @@ class LocalBlobService(BlobService):
             check_digest(digest)
         return [d for d in self._store.missing(BLOBS, digests) if d != EMPTY_BLOB]
 
+    def missing_blobs(self, digests: Sequence[Digest]) -> list[Digest]:
+        found = self._store.find(BLOBS, [check_digest(digest) for digest in digests])
+        listed = {digest for digest, location in found.items() if location.tag != CHUNK}
+        return [digest for digest in digests if digest not in listed and digest != EMPTY_BLOB]
+
     def open_read(self, digest: Digest) -> BlobReader | None:
         if check_digest(digest) == EMPTY_BLOB:
             return BytesReader(b"")
