@@ -117,6 +117,30 @@ def test_a_writer_that_failed_says_so(service: BlobService, monkeypatch: pytest.
     assert service.read(put(service, b"some bytes")) == b"some bytes"
 
 
+def test_a_list_of_chunks_that_were_given_up_is_never_published(
+    service: BlobService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    contents, other = incompressible(3 * MIB), b"by somebody else"
+    with service.batch() as batch:
+        writer = batch.open_write()
+        writer.write(contents)
+        batch.keep_many([])  # Now what has been cut so far is staged.
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", broken)
+            with pytest.raises(DiskFull):
+                put(service, other)
+        writer.close()
+        with pytest.raises(DiskFull):
+            batch.commit()
+    put(service, other)
+    assert not service.has(b3_digest(contents))
+    assert service.list() == [b3_digest(other)]
+    assert service.read(put(service, contents)) == contents
+
+
 def test_a_closed_batch_takes_nothing(service: BlobService) -> None:
     batch = service.batch()
     batch.close()
@@ -132,10 +156,10 @@ def test_a_chunk_list_is_never_visible_before_its_chunks(
     """The threads of a batch stage chunks late, and meanwhile somebody else commits."""
     staged, go_on = PackStore.stage, threading.Event()
 
-    def late(self: PackStore, table: Table, records: Sequence[Record]) -> None:
+    def late(self: PackStore, table: Table, records: Sequence[Record], epoch: int) -> None:
         if any(record.tag == CHUNK for record in records):
             assert go_on.wait(60)
-        staged(self, table, records)
+        staged(self, table, records, epoch)
 
     monkeypatch.setattr(PackStore, "stage", late)
     contents = incompressible(3 * MIB)

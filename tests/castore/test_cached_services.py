@@ -14,6 +14,7 @@ from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWrit
 from neve.castore.blobs.combined import CachedBlobService, CombinedBlobService
 from neve.castore.blobs.memory import MemoryBlobService
 from neve.castore.blobs.urls import BLOB_SERVICES
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, format_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService
 from neve.castore.directories.cached import CachedDirectoryService
@@ -400,7 +401,7 @@ class FailingDirectories(MemoryDirectoryService):
     def put(self, directory: Directory) -> Digest:
         raise Unavailable("near is full")
 
-    def put_multiple(self) -> DirectoryPutter:
+    def put_multiple(self, limits: ClosureLimits = DEFAULT_LIMITS) -> DirectoryPutter:
         raise Unavailable("near is full")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from neve.castore.directories import local, spool
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
-from neve.errors import PermissionDenied, Unavailable
+from neve.errors import DiskFull, PermissionDenied, Unavailable
+from neve.packstore.frames import Record
 from neve.packstore.layout import TMP_DIR
+from neve.packstore.store import PackStore, Table
 from neve.testing.directories import DirectoryServiceContract, leaf, parent, put_closure, tree
 from tests.castore.damage import damage_directory
 
@@ -110,3 +113,32 @@ def test_a_putter_that_failed_leaves_nothing(
     assert service.list() == []
     assert put_closure(service, closure) == closure[-1].digest
     assert len(service.list()) == len(closure)
+
+
+def test_nothing_refers_to_directories_that_were_given_up(
+    service: DirectoryService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's commit fails between two groups of a closure."""
+    monkeypatch.setattr(local, "FRAME_TARGET", 1)
+    closure = [leaf("child"), parent(leaf("child"))]
+    stage, staged = PackStore.stage, list[Record]()
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def interrupted(self: PackStore, table: Table, records: Sequence[Record], epoch: int) -> None:
+        stage(self, table, records, epoch)
+        staged.extend(records)
+        if len(staged) == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fdatasync", broken)
+                with pytest.raises(DiskFull):
+                    service.put(leaf("by somebody else"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackStore, "stage", interrupted)
+        with pytest.raises(DiskFull):
+            put_closure(service, closure)
+    service.put(leaf("by somebody else"))
+    assert service.list() == [leaf("by somebody else").digest]
+    assert put_closure(service, closure) == closure[-1].digest

@@ -14,6 +14,7 @@ from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.digest import Digest
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
+from neve.server.batches import MAX_DIGESTS
 from neve.testing.blobs import BlobServiceContract
 from neve.testing.directories import DirectoryServiceContract
 from neve.testing.servers import RunningDaemon, running_daemon
@@ -68,6 +69,12 @@ class _Blobs(BlobServiceContract):
 
     def damage(self, service: BlobService, digest: Digest) -> None:
         damage_blob(self.daemon.services.blobs, digest)
+
+    def test_more_to_keep_than_one_question_holds(self, service: BlobService) -> None:
+        there = service.put_many([b"one", b"two"])
+        absent = [number.to_bytes(32, "big") for number in range(MAX_DIGESTS + 1)]
+        with service.batch() as batch:
+            assert batch.keep_many([there[0], *absent, there[1]]) == absent
 
 
 @pytest.mark.parametrize("way", [WAYS[0]], ids=str)

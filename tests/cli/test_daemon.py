@@ -64,7 +64,7 @@ def test_everything_given(neve: Neve, given: Given, tmp_path: Path) -> None:
         *("--socket-mode", "0666", "--admin-socket-mode", "660", "--socket-group", "0"),
         *(f"--tls-cert={files.server_certificate}", f"--tls-key={files.server_key}"),
         *(f"--tls-client-ca={files.ca}", f"--tls-admin-ca={files.ca}"),
-        *("--max-message-bytes", "1MiB", "--stream-idle-seconds", "0.5", "--max-directories=7"),
+        *("--max-message-bytes", "5MiB", "--stream-idle-seconds", "0.5", "--max-directories=7"),
     )
     ((options, worker),) = given
     assert options.workers == 3
@@ -76,7 +76,7 @@ def test_everything_given(neve: Neve, given: Given, tmp_path: Path) -> None:
     assert options.listen.tls is options.settings.tls is not None
     assert options.settings.tls.admin_ca == files.ca.read_text()
     expected = dataclasses.replace(
-        Limits(), max_message_bytes=1 << 20, stream_idle_seconds=0.5, max_directories=7
+        Limits(), max_message_bytes=5 << 20, stream_idle_seconds=0.5, max_directories=7
     )
     assert options.settings.limits == expected
     assert (options.settings.grace, options.settings.read_only) == (1.5, True)
@@ -119,6 +119,7 @@ def test_every_limit_is_an_option(neve: Neve) -> None:
         (["--max-blob-bytes", "1MB"], "no size"),
         (["--max-blob-bytes", "0"], "no whole number"),
         (["--max-message-bytes", "2GiB"], "at most 2147483647"),
+        (["--max-message-bytes", "4095KiB"], "with less than 4MiB contents could not be read"),
         (["--max-directories", "0"], "'--max-directories'"),
         (["--stream-idle-seconds", "0"], "'--stream-idle-seconds'"),
         (["--tls-cert", "/"], "is a directory"),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from neve.nix.hashes import CAHash, CAType, HashAlgorithm, NixHash
 from neve.nix.narinfo import NarInfo
-from neve.nix.signing import Signature
+from neve.nix.signing import MAX_KEY_NAME, Signature
 from neve.nix.store_path import MAX_NAME_LENGTH, StorePath
 
 NAME_CHARACTERS = "ABCXYZabcxyz0189+_?=.-"
@@ -41,7 +41,7 @@ def printable(min_size: int = 1) -> st.SearchStrategy[str]:
 
 
 def key_names() -> st.SearchStrategy[str]:
-    return printable().filter(lambda name: " " not in name and ":" not in name)
+    return printable().filter(lambda name: len(name) <= MAX_KEY_NAME and " " not in name and ":" not in name)
 
 
 def signatures() -> st.SearchStrategy[Signature]:

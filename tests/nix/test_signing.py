@@ -116,6 +116,7 @@ SHAPES = [
     ("abc", "no '<"),
     (":{}", "name"),
     ("a b:{}", "name.*'a b'"),
+    ("a" * 256 + ":{}", r"name.*\(256 long\)"),
     ("a\nb:{}", r"name.*'a\\nb'"),
     ("a\x7f:{}", r"name.*'a\\x7f'"),
     ("a\u2028:{}", r"name.*'a\\u2028'"),

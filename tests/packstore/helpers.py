@@ -31,10 +31,15 @@ def records(*numbers: int) -> list[Record]:
     return [record(b"record %d " % number * 20) for number in numbers]
 
 
+def stage(store: PackStore, given: Iterable[Record]) -> None:
+    """Stages records of ``BLOBS`` that belong to none before them."""
+    store.stage(BLOBS, list(given), store.writer.epoch)
+
+
 def put(store: PackStore, given: Iterable[Record]) -> None:
     """Stores records of ``BLOBS``, durable on return."""
     epoch = store.writer.epoch
-    store.stage(BLOBS, list(given))
+    store.stage(BLOBS, list(given), epoch)
     store.writer.commit(epoch)
 
 

@@ -30,6 +30,7 @@ from tests.packstore.helpers import (
     record,
     records,
     set_name,
+    stage,
 )
 
 State = dict[bytes, bytes | None]
@@ -229,7 +230,7 @@ def test_a_good_copy_wins_over_a_damaged_one(folder: Path) -> None:
     [one] = records(1)
     with opened(folder) as store:
         for _ in range(2):
-            store.stage(BLOBS, [one])
+            stage(store, [one])
         store.writer.commit()
         place = store.find(BLOBS, [one.key])[one.key].place
         flip(pack_paths(folder)[0], (place & 0xFFFFFF) * 8 + 40)

@@ -15,7 +15,7 @@ import pytest
 
 from neve.packstore.frames import Record
 from neve.packstore.locks import Arrivals, SharedLock
-from tests.packstore.helpers import BLOBS, contents, opened, put, record, set_name
+from tests.packstore.helpers import contents, opened, put, record, set_name, stage
 from tests.packstore.many_puts import BEGIN, END, all_at_once, put_blobs, put_names
 
 MAX_SYNCS = 8
@@ -77,7 +77,7 @@ def test_who_stages_during_a_commit_goes_along_with_the_next(
         put(store, [record(b"first")])
         held, go_on, waiting = threading.Event(), threading.Event(), threading.Semaphore(0)
         syncs: list[int] = []
-        fdatasync, stage = os.fdatasync, store.writer.stage
+        fdatasync, stage_one = os.fdatasync, store.writer.stage
 
         def slow(fd: int) -> None:
             syncs.append(fd)
@@ -85,9 +85,9 @@ def test_who_stages_during_a_commit_goes_along_with_the_next(
             assert go_on.wait(60)
             fdatasync(fd)
 
-        def announced(table: int, given: list[Record]) -> None:
+        def announced(table: int, given: list[Record], epoch: int) -> None:
             waiting.release()
-            stage(table, given)
+            stage_one(table, given, epoch)
 
         monkeypatch.setattr(os, "fdatasync", slow)
         leader = threading.Thread(target=put, args=[store, [record(b"leader")]])
@@ -118,7 +118,7 @@ def test_records_staged_by_others_do_not_wait_for_ever(folder: Path) -> None:
         def work(number: int) -> None:
             if number < 3:
                 while not stop.is_set():
-                    store.stage(BLOBS, [record(os.urandom(200_000))])
+                    stage(store, [record(os.urandom(200_000))])
                 return
             for value in range(20):
                 set_name(store, b"name", b"%d" % value)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from neve.packstore import appender, pack, writer
+from neve.packstore.frames import Record
 from neve.packstore.index import Index
 from neve.packstore.layout import PACKS_DIR, pack_name
 from neve.packstore.rebuild import rebuild_index
@@ -32,6 +33,7 @@ from tests.packstore.helpers import (
     record,
     records,
     set_name,
+    stage,
 )
 
 State = dict[bytes, bytes | None]
@@ -95,6 +97,12 @@ class Camera:
         return call
 
 
+def stage_several(store: PackStore, given: list[Record]) -> None:
+    """Each in a frame of its own."""
+    for one in given:
+        stage(store, [one])
+
+
 def steps() -> list[Callable[[PackStore], object]]:
     noise = random.Random(1)
     return [
@@ -102,7 +110,7 @@ def steps() -> list[Callable[[PackStore], object]]:
         lambda store: put(store, [record(noise.randbytes(300)) for _ in range(5)]),
         lambda store: set_name(store, b"name", b"one"),
         lambda store: set_name(store, b"name", b"two"),
-        lambda store: [store.stage(BLOBS, [record(noise.randbytes(3000))]) for _ in range(6)],
+        lambda store: stage_several(store, [record(noise.randbytes(3000)) for _ in range(6)]),
         lambda store: set_name(store, b"other", b"three"),
         lambda store: store.delete_many(BLOBS, [record(b"first").key]),
         lambda store: put(store, [record(b"first"), record(noise.randbytes(5000))]),

@@ -27,8 +27,10 @@ from neve.errors import (
     Unsupported,
 )
 from neve.packstore import appender, index, pack, reader, writer
+from neve.packstore.frames import Packed
 from neve.packstore.index import Index
 from neve.packstore.layout import INDEX_DIR, PACKS_DIR
+from neve.packstore.pack import RAW
 from neve.packstore.rebuild import rebuild_index
 from neve.packstore.store import PackStore, check_path, seal, unseal
 from tests.packstore.helpers import (
@@ -44,6 +46,7 @@ from tests.packstore.helpers import (
     record,
     records,
     set_name,
+    stage,
 )
 
 
@@ -126,7 +129,7 @@ def test_read_only_takes_nothing(folder: Path) -> None:
         put(store, records(1))
     with opened(folder, read_only=True) as store:
         for write in (
-            lambda: store.stage(BLOBS, records(2)),
+            lambda: stage(store, records(2)),
             lambda: set_name(store, b"x", b"y"),
             lambda: store.delete_many(BLOBS, []),
         ):
@@ -214,7 +217,7 @@ def test_paths_that_no_store_can_have(path: str) -> None:
 def test_what_is_staged_is_seen_by_nobody(store: PackStore) -> None:
     staged = records(1, 2)
     epoch = store.writer.epoch
-    store.stage(BLOBS, staged)
+    stage(store, staged)
     keys = [one.key for one in staged]
     assert store.missing(BLOBS, keys) == keys
     assert not store.find(BLOBS, keys)
@@ -232,7 +235,7 @@ def test_what_was_not_committed_is_given_up(folder: Path) -> None:
     with opened(folder) as store:
         put(store, records(1))
         size = pack_paths(folder)[0].stat().st_size
-        store.stage(BLOBS, records(2))
+        stage(store, records(2))
     with opened(folder) as store:
         assert store.missing(BLOBS, [records(2)[0].key])
         assert pack_paths(folder)[0].stat().st_size == size
@@ -241,12 +244,12 @@ def test_what_was_not_committed_is_given_up(folder: Path) -> None:
 
 def test_whoever_stages_too_much_commits(store: PackStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "MAX_STAGED_RECORDS", 100)
-    store.stage(BLOBS, records(*range(50)))
+    stage(store, records(*range(50)))
     assert store.index.count(BLOBS.id) == 0
-    store.stage(BLOBS, records(*range(50, 110)))
+    stage(store, records(*range(50, 110)))
     assert store.index.count(BLOBS.id) == 110
     monkeypatch.setattr(writer, "MAX_STAGED_BYTES", 1000)
-    store.stage(BLOBS, [record(os.urandom(2000))])
+    stage(store, [record(os.urandom(2000))])
     assert store.index.count(BLOBS.id) == 111
 
 
@@ -254,7 +257,7 @@ def test_the_higher_tag_wins_whoever_comes_first(store: PackStore) -> None:
     for tags in ((1, 2), (2, 1)):
         key = record(b"%d%d" % tags).key
         for tag in tags:
-            store.stage(BLOBS, [record(b"%d%d" % tags, tag)])
+            stage(store, [record(b"%d%d" % tags, tag)])
         store.writer.commit()
         assert store.find(BLOBS, [key])[key].tag == 2
         put(store, [record(b"%d%d" % tags, 1)])
@@ -268,7 +271,7 @@ def test_packs_are_changed_when_full(folder: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(module, "PACK_LIMIT", 50_000)
     with opened(folder) as store:
         for number in range(40):
-            store.stage(BLOBS, [record(os.urandom(10_000))])
+            stage(store, [record(os.urandom(10_000))])
             if number % 7 == 0:
                 set_name(store, b"name %d" % number, b"value")
         store.writer.commit()
@@ -282,6 +285,30 @@ def test_packs_are_changed_when_full(folder: Path, monkeypatch: pytest.MonkeyPat
     rebuild_index(folder, TABLES)
     with opened(folder) as store:
         assert contents(store) == before | {records(1)[0].key: records(1)[0].data}
+
+
+def test_a_pack_whose_maker_died_early_gets_a_durable_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+
+    def dying(_: Path) -> None:
+        raise Unavailable("died here")
+
+    with opened(folder) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(appender, "sync_directory", dying)
+            with pytest.raises(Unavailable, match="died here"):
+                stage(store, records(1))
+        monkeypatch.setattr(appender, "sync_directory", synced.append)
+        put(store, records(1))
+        assert len(pack_paths(folder)) == 1
+        assert synced == [folder / PACKS_DIR]
+    # Afterwards it is.
+    with opened(folder) as store:
+        put(store, records(2))
+        assert len(pack_paths(folder)) == 1
+    assert synced == [folder / PACKS_DIR]
 
 
 def test_a_commit_that_makes_the_index_grow_is_written_once(
@@ -344,7 +371,7 @@ def test_a_failed_commit_promises_nothing(
         size = pack_paths(folder)[0].stat().st_size
         other = store.writer.epoch
         if call == "fdatasync":
-            store.stage(BLOBS, records(2))
+            stage(store, records(2))
         with monkeypatch.context() as patch:
             patch.setattr(os, call, failing(code))
             with pytest.raises(kind):
@@ -365,6 +392,48 @@ def test_a_failed_commit_promises_nothing(
     assert rebuild_index(folder, TABLES).problems == []
     with opened(folder) as store:
         assert contents(store) == after
+
+
+def test_what_belongs_to_records_that_were_given_up_is_not_staged(
+    store: PackStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = store.writer.epoch
+    store.stage(BLOBS, records(1), epoch)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing(errno.ENOSPC))
+        with pytest.raises(DiskFull):
+            put(store, records(2))
+    [late] = records(3)
+    packed = Packed(late.data, len(late.data), RAW)
+    with pytest.raises(DiskFull):
+        store.stage(BLOBS, [late], epoch)
+    with pytest.raises(DiskFull):
+        store.stage_packed(BLOBS, [late], packed, epoch)
+    put(store, records(4))
+    assert contents(store).keys() == {records(4)[0].key}
+    assert problems(store) == []
+
+
+def test_nothing_that_was_given_up_is_taken_for_staged(
+    store: PackStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at while the leader of the failed commit has not told the others yet."""
+    keys = [records(1)[0].key]
+    seen: list[object] = []
+    give_up = writer.Writer._give_up
+
+    def looked_at(self: writer.Writer, failure: BaseException) -> None:
+        # The sync failed, so what is committed was taken over from what is staged.
+        seen.append(store.locate(BLOBS, keys).keys() == set(keys))
+        give_up(self, failure)
+        seen.append(store.locate(BLOBS, keys))
+
+    monkeypatch.setattr(writer.Writer, "_give_up", looked_at)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing(errno.EIO))
+        with pytest.raises(Unavailable):
+            put(store, records(1))
+    assert seen == [True, {}]
 
 
 def test_an_index_that_fails_to_commit(store: PackStore, monkeypatch: pytest.MonkeyPatch) -> None:

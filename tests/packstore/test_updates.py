@@ -27,6 +27,7 @@ from tests.packstore.helpers import (
     record,
     records,
     set_name,
+    stage,
 )
 
 
@@ -110,7 +111,7 @@ def test_an_update_that_changes_nothing_writes_nothing(folder: Path, store: Pack
 
 
 def test_staged_records_go_along(store: PackStore) -> None:
-    store.stage(BLOBS, records(1))
+    stage(store, records(1))
     set_name(store, b"name", b"value")
     assert store.missing(BLOBS, [records(1)[0].key]) == []
 
@@ -216,7 +217,7 @@ def test_deleted_while_somebody_stores_it_again(folder: Path) -> None:
         with ThreadPoolExecutor(1) as threads:
             deleting = threads.submit(store.update, delete)
             assert running.wait(60)
-            staged(store, BLOBS, [one, record(b"another")])
+            staged(store, BLOBS, [one, record(b"another")], store.writer.epoch)
             go_on.set()
             deleting.result()
         store.writer.commit()

@@ -149,9 +149,6 @@ USELESS = {
     "starts past the end": [answer(starts=[start + 2**31 for start in STARTS])],
     "sizes past the end": [answer(sizes=[2**32 - 1] * 5)],
     "all at the same place": [answer(starts=[7] * 5)],
-    "fewer starts than places": [answer(starts=STARTS[:3])],
-    "no sizes": [answer(sizes=[])],
-    "more sizes than places": [answer(sizes=[*SIZES, 5])],
 }
 
 
@@ -188,6 +185,22 @@ def test_answers_that_were_not_asked_for(answers: list[Any]) -> None:
         assert service.read(DIGESTS[1]) == CONTENTS[1]
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"starts": STARTS[:3]},
+        {"sizes": []},
+        {"sizes": [*SIZES, 5]},
+        {"places": [], "starts": range(1_000_000), "sizes": []},
+    ],
+)
+def test_lists_of_unequal_length(changed: dict[str, Any]) -> None:
+    """They would be kept for as long as their answer."""
+    unequal = pytest.raises(Corrupt, match=r"grpc\+unix:///.*places, starts and sizes differ in number")
+    with client_of(Batches(answer(**changed)), Counting()) as service, unequal:
+        list(service.read_many(DIGESTS))
+
+
 def test_an_answer_over_the_limit() -> None:
     """The server is told the limit, and does not care."""
     raising = pytest.raises(LimitExceeded, match="at most 100 are wanted")
@@ -196,7 +209,8 @@ def test_an_answer_over_the_limit() -> None:
 
 
 def test_absent() -> None:
-    with client_of(Batches(Response(absent=[3]), answer(places=range(3))), Counting()) as service:
+    first_three = answer(places=range(3), starts=STARTS[:3], sizes=SIZES[:3])
+    with client_of(Batches(Response(absent=[3]), first_three), Counting()) as service:
         found = service.read_many([*DIGESTS[:3], bytes(32)])
         assert [next(found) for _ in range(3)] == CONTENTS[:3]
         with pytest.raises(NotFound, match=re.escape(format_digest(bytes(32)))):

@@ -308,6 +308,33 @@ def test_false_lists_of_chunks(chunks: list[tuple[bytes, int]], match: str) -> N
         assert sum(map(len, given)) < sum(size for _, size in chunks)
 
 
+def test_a_server_that_has_too_much_to_do() -> None:
+    """A limit of the server's says nothing about the chunks."""
+
+    class Busy(Blobs):
+        busy = True
+
+        def Read(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+            if self.busy and request.digest == GOOD[2][0]:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "5 calls are open, no more are taken")
+            yield from super().Read(request, context)
+
+    blobs = Busy()
+    blobs.chunks = GOOD
+    blobs.stored |= {b3_digest(part): part for part in PARTS}
+    with client_of(blobs) as service:
+        reader = service.open_read(DIGEST)
+        assert reader is not None
+        for start in (0, 700_000):
+            reader.seek(start)
+            with pytest.raises(LimitExceeded, match="no more are taken"):
+                reader.read()
+        blobs.busy = False
+        reader.seek(0)
+        assert reader.read() == BLOB
+        reader.close()
+
+
 def test_false_lists_read_elsewhere() -> None:
     """Seeking about in a list of chunks that are another blob's does not make it pass at the end."""
     blobs = with_chunks(

@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.digest import b3_digest
@@ -22,6 +24,7 @@ from neve.errors import LimitExceeded
 from neve.proto.neve.castore.protos import rpc_batch_pb2 as batch
 from neve.proto.tvix.castore.protos import rpc_blobstore_pb2, rpc_directory_pb2
 from neve.rpc.status import ERROR_TRAILER
+from neve.server import calls, messages
 
 from .peer import BACKENDS, Peer, serving
 from .raw import soon, status
@@ -31,6 +34,15 @@ Chunk = rpc_blobstore_pb2.BlobChunk
 
 FILE = FileNode(b3_digest(b"x"), 1, False)
 BLOB = os.urandom(100_000)
+
+WATCHING = [
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+]
+LIST = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+"""For the health service, this asks after the whole."""
+SERVING = health_pb2.HealthCheckResponse(status="SERVING").SerializeToString()
 
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -139,13 +151,13 @@ def test_longest_message(backend: str, tmp_path: Path) -> None:
     big = directory(10_000)
     with serving(backend, tmp_path, new=None, max_message_bytes=limit) as peer:
         named = rf"larger than max \(\d+ vs\. {limit}\)"
-        calls: list[Callable[[], object]] = [
+        too_long: list[Callable[[], object]] = [
             lambda: peer.blobs("Put")(iter([Chunk(data=bytes(limit))])),
             lambda: peer.directories("Put", request_as_bytes=True)(iter([big.encode()])),
             lambda: peer.batches("Missing")(batch.MissingRequest(digests=bytes(limit))),
             lambda: list(peer.batches("Put")(iter([batch.PutRequest(keep=bytes(limit))]))),
         ]
-        for call in calls:
+        for call in too_long:
             with status(Code.RESOURCE_EXHAUSTED, named):
                 call()
         assert peer.stored() == set()
@@ -157,6 +169,52 @@ def test_longest_message(backend: str, tmp_path: Path) -> None:
         client = DIRECTORY_SERVICES.open(peer.daemon.url)
         with pytest.raises(LimitExceeded, match=r"grpc\+unix:///.*larger than max"):
             client.get(big.digest)
+        client.close()
+
+
+def test_a_long_directory_behind_others(tmp_path: Path) -> None:
+    """Each goes into a message, but not all of them into one."""
+    first, long = directory(20_000), directory(30_000)
+    root = Directory(
+        [(b"a", DirectoryNode(first.digest, 20_000)), (b"b", DirectoryNode(long.digest, 30_000))]
+    )
+    closure = [first, long, root]
+    with serving("local", tmp_path, new=None, max_message_bytes=len(long.encode()) + 1000) as peer:
+        client = DIRECTORY_SERVICES.open(peer.daemon.url)
+        putter = client.put_multiple()
+        for one in closure:
+            putter.put(one)
+        assert putter.close() == root.digest
+        assert list(client.get_recursive(root.digest)) == [root, first, long]
+        assert client.get_many([one.digest for one in closure]) == {one.digest: one for one in closure}
+        request = rpc_directory_pb2.GetDirectoryRequest(digest=root.digest, recursive=True)
+        assert len(list(peer.directories("Get")(request))) == 3
+        client.close()
+
+
+@both_backends
+def test_messages_of_very_many_parts(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one part makes a long message; many of next to nothing cost a multiple of what was sent."""
+    monkeypatch.setattr(messages, "MAX_PARTS_BYTES", 1000)
+    long, parts = directory(100), b"\x0a\x00" * 501
+    named = "1002 bytes in several parts, the limit for such is 1000"
+    with serving(backend, tmp_path, new=None) as peer:
+        for put in (
+            peer.blobs("Put", request_as_bytes=True),
+            peer.batches("PutClosure", request_as_bytes=True),
+        ):
+            for refused in (parts, b"\x08\xea\x07" + parts[3:], b"\x0a" + b"\xff" * 1001):
+                with status(Code.RESOURCE_EXHAUSTED, named):
+                    put(iter([refused]))
+            # As long, and no message at all.
+            with status(Code.INVALID_ARGUMENT, "."):
+                put(iter([b"\xff" * 1000]))
+        assert peer.stored() == set()
+        assert peer.put(BLOB) == b3_digest(BLOB)
+        client = DIRECTORY_SERVICES.open(peer.daemon.url)
+        putter = client.put_multiple()
+        putter.put(long)
+        assert putter.close() == long.digest
         client.close()
 
 
@@ -223,6 +281,24 @@ def test_most_calls(tmp_path: Path) -> None:
         assert peer.answers()
 
 
+@pytest.mark.parametrize("path", WATCHING)
+def test_streams_that_only_watch(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have a limit of their own, and take nobody else's place."""
+    monkeypatch.setattr(calls, "MAX_ASIDE", 5)
+    with serving("local", tmp_path, max_concurrent_calls=2) as peer, waiting_after(LIST) as requests:
+        watch: Any = peer.channel.stream_stream(path)
+        opened = [watch(requests()) for _ in range(5)]
+        for one in opened:
+            next(one)
+        with status(Code.RESOURCE_EXHAUSTED, f"5 calls of {path} are open, no more are taken"):
+            next(watch(requests()))
+        assert peer.answers()
+        check: Any = peer.channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert check(b"", timeout=60) == SERVING
+        for one in opened:
+            one.cancel()
+
+
 def test_open_streams_hold_up_nobody(tmp_path: Path) -> None:
     """Hundreds of them cost neither threads nor answers to others."""
     with serving("local", tmp_path, new=[b3_digest(BLOB)]) as peer:
@@ -246,17 +322,32 @@ TOO_SLOW = "less than 1000 bytes moved on this stream in 0.3 s .stream_idle_seco
 
 
 @contextlib.contextmanager
-def trickle(messages: Callable[[], Any], seconds: float) -> Iterator[Iterator[Any]]:
+def trickle(made: Callable[[], Any], seconds: float) -> Iterator[Iterator[Any]]:
     """Messages that come one after the other, with pauses, until the block is left."""
     left = threading.Event()
 
     def requests() -> Iterator[Any]:
         while not left.is_set():
-            yield messages()
+            yield made()
             left.wait(seconds)
 
     try:
         yield requests()
+    finally:
+        left.set()
+
+
+@contextlib.contextmanager
+def waiting_after(*messages: Any) -> Iterator[Callable[[], Iterator[Any]]]:
+    """Makes streams of these messages that do not end before the block is left."""
+    left = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        yield from messages
+        left.wait(60)
+
+    try:
+        yield requests
     finally:
         left.set()
 
@@ -295,6 +386,37 @@ def test_uploads_that_do_not_move(
         assert dict(failure.trailing_metadata())[ERROR_TRAILER] == "LimitExceeded"
 
 
+@pytest.mark.parametrize("path", WATCHING)
+def test_watching_what_does_not_change(path: str, tmp_path: Path) -> None:
+    with serving("local", tmp_path, **SLOW) as peer, waiting_after(LIST) as requests:
+        watch: Any = peer.channel.stream_stream(path)
+        answers = watch(requests(), timeout=60)
+        next(answers)
+        with status(Code.RESOURCE_EXHAUSTED, TOO_SLOW):
+            next(answers)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tvix.castore.v1.BlobService/Stat",
+        "/snix.castore.v1.BlobService/Read",
+        "/tvix.store.v1.PathInfoService/CalculateNAR",
+        "/neve.castore.v1.BatchService/Missing",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+    ],
+)
+def test_a_request_that_never_comes(path: str, tmp_path: Path) -> None:
+    """Of those methods that take a single one."""
+    with serving("local", tmp_path, **SLOW) as peer, waiting_after() as requests:
+        call: Any = peer.channel.stream_stream(path)
+        with status(Code.RESOURCE_EXHAUSTED, "no request came in 0.3 s .stream_idle_seconds."):
+            next(call(requests(), timeout=60))
+        with status(Code.INVALID_ARGUMENT, "the call ended without a request"):
+            next(call(iter(()), timeout=60))
+
+
 def test_batches_that_commit_now_and_then(tmp_path: Path) -> None:
     """Answers do not make up for what is not sent."""
     refused = status(Code.RESOURCE_EXHAUSTED, TOO_SLOW)
@@ -323,11 +445,11 @@ def test_a_reader_that_does_not_read(backend: str, tmp_path: Path) -> None:
         digest = peer.daemon.services.blobs.open_write()
         digest.write(blob)
         stored = digest.close()
-        calls = [peer.blobs("Read")(rpc_blobstore_pb2.ReadBlobRequest(digest=stored)) for _ in range(4)]
+        reads = [peer.blobs("Read")(rpc_blobstore_pb2.ReadBlobRequest(digest=stored)) for _ in range(4)]
         assert soon(lambda: peer.calls.active == 4)
         assert soon(peer.is_idle)
         assert peer.answers()
-        for call in calls:
+        for call in reads:
             received = 0
             with status(Code.RESOURCE_EXHAUSTED, TOO_SLOW):
                 for message in call:

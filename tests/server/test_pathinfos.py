@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ import grpc
 import pytest
 
 from neve.castore.blobs.memory import MemoryBlobService
-from neve.castore.digest import b3_digest, format_digest
+from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, format_digest
 from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
@@ -270,6 +271,27 @@ def test_nars_of_what_is_not_there(daemon: RunningDaemon, calls: Calls) -> None:
             calls.calculate_nar(node_to_message(b"", node))
 
 
+@pytest.mark.parametrize("backend", ["memory", "local"])
+def test_nars_of_nodes_that_are_not_those_of_the_store(backend: str, tmp_path: Path) -> None:
+    """Whoever asks is wrong, not the store."""
+    url = "memory://" if backend == "memory" else f"local://{tmp_path / 'store'}"
+    with running_daemon(url, folder=tmp_path) as daemon, daemon.channel() as channel:
+        services, calls = daemon.services, Calls(channel, snix=False)
+        folder, small = stored_tree(services)
+        contents = os.urandom(2_000_000)
+        with services.blobs.open_write() as writer:
+            writer.write(contents)
+            large = FileNode(writer.close(), len(contents))
+        for node in (folder, small, large, FileNode(EMPTY_BLOB, 0)):
+            for size in {node.size - 1, node.size + 1, 10, 3_000_000} - {-1}:
+                wrong = node_to_message(b"", node._replace(size=size))
+                with status(Code.INVALID_ARGUMENT, f"the node says size {size}, b3:.* has {node.size}"):
+                    calls.calculate_nar(wrong)
+            assert calls.calculate_nar(node_to_message(b"", node)).nar_size > 0
+        # By the other rule of counting.
+        assert calls.calculate_nar(node_to_message(b"", folder._replace(size=4))).nar_size > 0
+
+
 def test_nars_of_damaged_blobs(tmp_path: Path) -> None:
     services = open_services(f"local://{tmp_path / 'store'}")
     _, file = stored_tree(services)
@@ -360,6 +382,45 @@ def test_a_nar_over_the_limit(tmp_path: Path) -> None:
         with serving(services, tmp_path, limits=options) as daemon, daemon.channel() as channel:
             future = Calls(channel, snix=False).calculate_nar.future(node_to_message(b"", SymlinkNode(b"x")))
             assert (future.code() is Code.RESOURCE_EXHAUSTED) is refused
+
+
+class _SlowDirectories(MemoryDirectoryService):
+    """Gives out Directories when it is told to, and counts who asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.asked: list[Digest] = []
+
+    def get(self, digest: Digest) -> Directory | None:
+        self.asked.append(digest)
+        assert self.go_on.wait(60)
+        return super().get(digest)
+
+
+def test_long_measurements_hold_up_nobody_and_stop(tmp_path: Path) -> None:
+    directories = _SlowDirectories()
+    services = memory_services(directories=directories)
+    stored = services.path_infos.put(path_info("p"))
+    trees = [Directory({b"%d" % number: SymlinkNode(b"x")}) for number in range(20)]
+    for tree in trees:
+        directories.put(tree)
+    with serving(services, tmp_path) as daemon, daemon.channel() as channel:
+        calls = Calls(channel, snix=False)
+        nodes = [node_to_message(b"", DirectoryNode(tree.digest, 1)) for tree in trees]
+        futures = [calls.calculate_nar.future(node) for node in nodes]
+        active = daemon._daemon._calls
+        assert soon(lambda: active.active == 20 and len(directories.asked) == 2)
+        calls.get(GetPathInfoRequest(by_output_hash=stored.digest), timeout=20)
+        calls.calculate_nar(node_to_message(b"", SymlinkNode(b"x")), timeout=20)
+        for future in futures:
+            future.cancel()
+        # Only those that a thread works for are still there.
+        assert soon(lambda: active.active == 2)
+        directories.go_on.set()
+        assert soon(lambda: active.active == 0)
+        assert len(directories.asked) == 2
+        assert calls.calculate_nar(nodes[0], timeout=20).nar_size > 0
 
 
 def test_long_renderings_hold_up_nobody_and_stop(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from neve.castore.node import DirectoryNode
 from neve.castore.path import show_name
 from neve.errors import InvalidRequest, LimitExceeded
 
-__all__ = ["ClosureLimits", "InvalidClosure", "LeavesToRoot", "RootToLeaves"]
+__all__ = ["ClosureLimits", "InvalidClosure", "LeavesToRoot", "RootToLeaves", "possible_sizes"]
 
 
 class InvalidClosure(InvalidRequest):
@@ -207,6 +207,11 @@ def _size(directory: Directory, rule: SizeRule) -> int:
         return directory.size(rule)
     except InvalidDirectory:
         return -1  # Over 64 bits: no parent can state it.
+
+
+def possible_sizes(directory: Directory) -> list[int]:
+    """What a node of this Directory may state: its size by each of the rules."""
+    return [_size(directory, rule) for rule in SizeRule]
 
 
 def _described(sizes: Mapping[SizeRule, int | None]) -> str:

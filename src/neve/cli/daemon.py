@@ -21,6 +21,7 @@ from neve.cli.server_options import (
     chosen_limits,
     opened_services,
     services_of_worker,
+    shown_size,
     worker_command,
     workers_option,
 )
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 _WORKER_COMMAND = "daemon-worker"
 _MAX_MESSAGE_BYTES = (1 << 31) - 1
 """gRPC counts in 32 bits."""
+_MIN_MESSAGE_BYTES = 4 << 20
+"""Contents travel in messages of a megabyte and more, and all clients take so much."""
 
 LIMIT_HELP = {
     "max_message_bytes": "Longest message taken or sent; other implementations take 4MiB.",
@@ -170,6 +173,9 @@ def _limits(values: Mapping[str, Any]) -> Limits:
     limits = chosen_limits(Limits(), values)
     if limits.max_message_bytes > _MAX_MESSAGE_BYTES:
         raise click.UsageError(f"--max-message-bytes: gRPC takes at most {_MAX_MESSAGE_BYTES} bytes")
+    if limits.max_message_bytes < _MIN_MESSAGE_BYTES:
+        least = shown_size(_MIN_MESSAGE_BYTES)
+        raise click.UsageError(f"--max-message-bytes: with less than {least} contents could not be read")
     return limits
 
 

@@ -20,6 +20,10 @@ PUBLIC_KEY_SIZE = 32
 SEED_SIZE = 32
 SIGNATURE_SIZE = 64
 
+MAX_KEY_NAME = 255
+"""Characters of a key's name, as of a host's, which it mostly is. A stranger's signature needs no valid
+key, only a name, and whoever stores it pays for that."""
+
 
 class InvalidKey(InvalidRequest):
     """A public or secret key is malformed. The message never contains secret material."""
@@ -194,11 +198,11 @@ def _by_name(keys: Iterable[PublicKey]) -> dict[str, list[PublicKey]]:
 
 def _is_key_name(name: str) -> bool:
     # A name ends up in lines of narinfos and in lists that white space separates.
-    return name.isprintable() and name != "" and " " not in name and ":" not in name
+    return name.isprintable() and 0 < len(name) <= MAX_KEY_NAME and " " not in name and ":" not in name
 
 
 def _describe_name(name: str) -> str:
-    return f"{quoted(name)}, expected printable characters without ':' and white space"
+    return f"{quoted(name)}, expected 1 to {MAX_KEY_NAME} printable characters without ':' and white space"
 
 
 def _split_key(text: str | bytes, what: str, size: int) -> tuple[str, bytes]:

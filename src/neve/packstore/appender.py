@@ -113,8 +113,15 @@ def open_pack(store: Path, index: Index, key: bytes) -> OpenPack:
             path = store / PACKS_DIR / pack_name(pack_id)
             if committed.get(pack_id, 0) >= PACK_LIMIT or not (found := lock_pack(path, pack_id)):
                 continue
-            if _is_clean(found, index, key):
-                return found
+            try:
+                if _is_clean(found, index, key):
+                    if found.end <= pack.HEADER_SIZE:
+                        # Whoever made it may have died before its name was durable.
+                        sync_directory(store / PACKS_DIR)
+                    return found
+            except BaseException:
+                found.close()
+                raise
             found.close()
         return _create(store, index, key)
 

@@ -231,20 +231,23 @@ class PackStore:
         """Up to ``limit`` committed entries with keys above ``after``, in key order."""
         return self.index.page(table.id, after, limit)
 
-    def stage(self, table: Table, records: Sequence[Record]) -> None:
-        """Appends records, in frames of about ``FRAME_TARGET`` bytes, to be committed later."""
+    def stage(self, table: Table, records: Sequence[Record], epoch: int) -> None:
+        """Appends records, in frames of about ``FRAME_TARGET`` bytes, to be committed later.
+
+        ``epoch`` is the writer's from before the caller looked up what it need not stage; see there.
+        """
         if table.check is None:
             records = [r._replace(data=seal(table.id, r.key, r.data)) for r in records]
         for group in group_records(records):
-            self.writer.stage(table.id, group)
+            self.writer.stage(table.id, group, epoch)
 
-    def stage_packed(self, table: Table, records: Sequence[Record], packed: Packed) -> None:
+    def stage_packed(self, table: Table, records: Sequence[Record], packed: Packed, epoch: int) -> None:
         """Appends records as one frame, with the contents as they were compressed elsewhere.
 
         The caller has checked that ``packed`` holds the records' contents, and nothing else.
         """
         assert table.check is not None
-        self.writer.stage(table.id, records, packed)
+        self.writer.stage(table.id, records, epoch, packed)
 
     def stored(self, location: Location) -> bytes:
         """The frame that ``location`` lies in, as it is stored. Raises ``NotFound`` if its pack is gone."""

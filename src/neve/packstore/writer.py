@@ -98,8 +98,13 @@ class Writer:
         sources = [records for s in (self._staged, self._committing) if (records := s.get(table))]
         return {key: records[key] for records in sources for key in keys if key in records}
 
-    def stage(self, table: int, records: Sequence[Record], packed: Packed | None = None) -> None:
-        """Appends ``records`` as one frame. Visible to this process's ``staged`` only until ``commit``."""
+    def stage(self, table: int, records: Sequence[Record], epoch: int, packed: Packed | None = None) -> None:
+        """Appends ``records`` as one frame. Visible to this process's ``staged`` only until ``commit``.
+
+        ``epoch`` is what it was before the caller staged, or found staged by others, the first record that
+        belongs to these. If records had to be given up since, this raises: anybody's next commit takes
+        what is staged, and would publish what refers to them.
+        """
         self._check_process()
         if not records:
             return
@@ -108,6 +113,8 @@ class Writer:
             while True:
                 self._ensure_pack()
                 with self._append_lock:
+                    if epoch != self._epoch:
+                        raise _repeated(self._failure)
                     if (target := self._pack) is None:
                         continue
                     offset = target.append(frame.head, frame.entries, frame.payload)
@@ -115,7 +122,7 @@ class Writer:
                     too_much = self._register(table, records, locations(frame, records, place), frame.size)
                     break
         if too_much:
-            self.commit()
+            self.commit(epoch)
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -253,9 +260,10 @@ class Writer:
                         held.truncate(max(committed.get(held.id, 0), pack.HEADER_SIZE))
                 held.close()
             self._full, self._pack = [], None
-            self._epoch += 1
+            # Before the epoch changes: who begins after that must find nothing of it staged.
+            self._staged, self._committing = {}, {}
             self._failure = failure
-            self._staged = {}
+            self._epoch += 1
             self._staged_records = self._staged_bytes = 0
             self._covered = self._staged_count
 

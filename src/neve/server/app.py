@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
 from neve.errors import Unavailable
-from neve.server.calls import Calls
+from neve.server.calls import MAX_ASIDE, Calls
 from neve.server.handlers import ADMIN_NAME, ServiceHandlers
 from neve.server.limits import Limits
 from neve.server.reflection import SERVICE_NAMES, add_reflection
 from neve.store.services import Services
 
-_BEYOND_THE_LIMIT = 64
-"""Calls that the library lets in beyond our own limit, to be refused by name."""
+_HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+_BEYOND_THE_LIMIT = 64 + 4 * MAX_ASIDE
+"""Calls that the library lets in beyond our own limit: a few to be refused by name, and those of health
+(two methods) and reflection (two versions)."""
 
 _KEEPALIVE_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
@@ -65,15 +68,14 @@ class Daemon:
         limit = self._limits.max_concurrent_calls
         server = grpc.aio.server(
             options=_options(self._limits),
-            # Also holds back what does not come by the handlers: health, reflection, calls without a message.
             maximum_concurrent_rpcs=limit + _BEYOND_THE_LIMIT,
         )
         self._servers.append(server)
         names = self._handlers.register(server, admin=admin)
         status = health.aio.HealthServicer()
         self._health.append(status)
-        health_pb2_grpc.add_HealthServicer_to_server(status, server)
-        add_reflection(server, names)
+        server.add_generic_rpc_handlers(self._calls.handler(_HEALTH, status, aside=True))
+        add_reflection(server, self._calls, names)
         ports = {i: _listen(server, binding) for i, binding in bindings.items()}
         await server.start()
         for name in ["", *names, *SERVICE_NAMES, health.SERVICE_NAME]:

@@ -15,15 +15,13 @@ from neve.proto.neve.castore.protos import rpc_batch_pb2
 from neve.server.blobs import check_writable
 from neve.server.calls import Calls, Context
 from neve.server.directories import ClosureUpload, grouped
+from neve.server.messages import MAX_PARTS_BYTES
 from neve.server.streams import Behind, cleared
 from neve.store.services import Services
 from neve.tree import WHOLE_FILE_LIMIT
 
 MAX_DIGESTS = 65_536
 """Most digests in one question."""
-
-MAX_PUT_BYTES = 8 * 1024 * 1024
-"""Longest message in an upload of many."""
 
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024
 """Most contents that one such message may hold."""
@@ -47,7 +45,8 @@ class BatchHandlers:
         self, request: rpc_batch_pb2.MissingRequest, _: Context
     ) -> rpc_batch_pb2.MissingResponse:
         digests = _digests(request.digests)
-        missing = set(await self._calls.work(self._blobs.missing, digests))
+        ask = self._blobs.missing_blobs if request.as_blobs else self._blobs.missing
+        missing = set(await self._calls.work(ask, digests))
         return rpc_batch_pb2.MissingResponse(missing=_places(digests, missing))
 
     async def Put(self, requests: AsyncIterator[bytes], context: Context) -> None:  # noqa: N802
@@ -132,8 +131,8 @@ def _digests(run: bytes) -> list[Digest]:
 
 def _put_request(data: bytes) -> rpc_batch_pb2.PutRequest:
     """A message that can be of many small parts: reading it takes a while, and a multiple of its memory."""
-    if len(data) > MAX_PUT_BYTES:
-        raise LimitExceeded(f"a message of {len(data)} bytes, the limit here is {MAX_PUT_BYTES}")
+    if len(data) > MAX_PARTS_BYTES:  # Of one part too: that has parts of its own.
+        raise LimitExceeded(f"a message of {len(data)} bytes, the limit here is {MAX_PARTS_BYTES}")
     try:
         return rpc_batch_pb2.PutRequest.FromString(data)
     except DecodeError as error:

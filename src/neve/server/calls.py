@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import DecodeError
 
 from neve.errors import InvalidRequest, LimitExceeded, NeveError, Unavailable
 from neve.rpc.methods import Deserializer, Method, methods_of
 from neve.rpc.status import ERROR_TRAILER, shortened, status_of
 from neve.server.limits import Limits
-from neve.server.streams import Pull, Room, settled
+from neve.server.messages import reader
+from neve.server.streams import Ahead, Pull, Room, settled
 from neve.telemetry import LOGGER
 
 T = TypeVar("T")
@@ -35,6 +35,13 @@ _COMMITTERS = 128
 
 _FETCHERS = 64
 """Path infos whose contents come from elsewhere first; a thread each, for as long as that takes."""
+
+_AHEAD = 64
+"""Streams whose next answer is made while one is being sent: more do not get faster by it."""
+
+MAX_ASIDE = 256
+"""Calls at once of each method that is not about the store: its health, its description. They are counted
+by themselves, so that nobody who only watches takes the place of those who work."""
 
 _CHECKS_A_WINDOW = 10
 _DRAIN_CHECK_SECONDS = 0.02
@@ -63,6 +70,7 @@ class Calls:
         self.limits = limits
         self.draining = False
         self.room = Room(limits.max_held_bytes)
+        self.ahead = Ahead(_AHEAD)
         self.active = 0
         self._streams: dict[asyncio.Task[Any], Stream] = {}
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-work")
@@ -135,7 +143,8 @@ class Calls:
             raise asyncio.CancelledError("the stream is broken") from error
 
     def pull(self, items: Iterator[T]) -> AsyncIterator[T]:
-        """The items of a synchronous iterator, made in threads, the next one while one is being sent.
+        """The items of a synchronous iterator, made in threads, the next one while one is being sent unless
+        that is done for many others (see ``Ahead``).
 
         Ends when the call does, at the latest.
         """
@@ -148,44 +157,54 @@ class Calls:
     # The way of a call.
 
     def handler(
-        self, service: ServiceDescriptor, implementation: object, names: Sequence[str] = ()
+        self,
+        service: ServiceDescriptor,
+        implementation: object,
+        names: Sequence[str] = (),
+        *,
+        aside: bool = False,
     ) -> Sequence[grpc.GenericRpcHandler]:
         """Handlers of a service under each of ``names`` (default: its own).
 
         The implementation has a coroutine by the name of each method, which takes a message (or an
         asynchronous iterator of them) and the context, and answers with a message, or writes those of a
         stream to the context. Its ``raw_requests`` and ``raw_responses`` name the methods that take or
-        give bytes instead of messages.
+        give bytes instead of messages. Calls ``aside`` are not counted among the others, and do not keep
+        the server from stopping.
         """
         return [
             grpc.method_handlers_generic_handler(
                 name,
                 {
-                    method.name: self._method(method, implementation)
+                    method.name: self._method(method, implementation, aside)
                     for method in methods_of(service, name).values()
                 },
             )
             for name in (names or (service.full_name,))
         ]
 
-    def _method(self, method: Method, implementation: object) -> grpc.RpcMethodHandler[Any, Any]:
+    def _method(self, method: Method, implementation: object, aside: bool) -> grpc.RpcMethodHandler[Any, Any]:
         behaviour = getattr(implementation, method.name)
         raw_requests = method.name in getattr(implementation, "raw_requests", ())
         raw_responses = method.name in getattr(implementation, "raw_responses", ())
-        make: Any = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[method.client_streaming, method.server_streaming]
-        streams = method.client_streaming or method.server_streaming
+        # A single request is received like the first of a stream, which is the same on the wire: the library
+        # would wait for it for ever, and nobody would count the call.
+        make: Any = (
+            grpc.stream_stream_rpc_method_handler
+            if method.server_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        run = self._paced(behaviour) if method.client_streaming or method.server_streaming else behaviour
         # What is no message is refused like any other request: a single one is read under the guard, those
         # of a stream are read where the behaviour, which is under it, asks for them.
-        read: Deserializer | None = None if raw_requests else _reader(method, self._longest(method))
-        reading = None if method.client_streaming else read
+        read: Deserializer | None = None if raw_requests else reader(method, self._longest(method))
+        if not method.client_streaming:
+            assert read is not None
+            run, read = self._reading(run, read), None
+        counted = _Aside(method.path).counted if aside else self._counted
         result: grpc.RpcMethodHandler[Any, Any] = make(
-            self._guarded(behaviour, method.path, streams, reading),
-            request_deserializer=None if reading is not None else read,
+            self._guarded(run, method.path, counted),
+            request_deserializer=read,
             response_serializer=None if raw_responses else method.response.SerializeToString,
         )
         return result
@@ -196,22 +215,29 @@ class Calls:
         longest = self.limits.max_message_bytes
         return longest if method.client_streaming else min(longest, self.limits.max_request_bytes)
 
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Counts a call while it is open. Raises what it is refused with."""
+        self.active += 1
+        try:
+            if self.draining or self.active > self.limits.max_concurrent_calls:
+                raise self._refusal()
+            yield
+        finally:
+            self.active -= 1
+
     def _guarded(
         self,
-        behaviour: Callable[[Any, Context], Awaitable[T]],
+        run: Callable[[Any, Context], Awaitable[T]],
         path: str,
-        streams: bool,
-        read: Deserializer | None,
+        counted: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> Callable[[Any, Context], Awaitable[T]]:
-        """The handler: counts the call, paces it if it is a stream, makes statuses of what it raises."""
-        run = self._paced(behaviour) if streams else behaviour
+        """The handler: counts the call, makes statuses of what it raises."""
 
         async def call(request: Any, context: Context) -> T:
-            self.active += 1
             try:
-                if self.draining or self.active > self.limits.max_concurrent_calls:
-                    raise self._refusal()
-                return await run(request if read is None else read(request), context)
+                with counted():
+                    return await run(request, context)
             except NeveError as error:
                 failure = error
             except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -220,10 +246,27 @@ class Calls:
                 LOGGER.exception("%s failed", path)
                 details = shortened(f"internal error: {type(error).__name__}: {error}")
                 await context.abort(grpc.StatusCode.INTERNAL, details)
-            finally:
-                self.active -= 1
             await _abort(context, failure)
             raise AssertionError("an aborted call goes on")
+
+        return call
+
+    def _reading(
+        self, behaviour: Callable[[Any, Context], Awaitable[T]], read: Deserializer
+    ) -> Callable[[Any, Context], Awaitable[T]]:
+        """Receives the one request before the behaviour, which gets it as a message."""
+
+        async def call(_: Any, context: Context) -> T:
+            try:
+                async with asyncio.timeout(self.limits.stream_idle_seconds):
+                    data = await context.read()
+            except TimeoutError:
+                raise LimitExceeded(
+                    f"no request came in {self.limits.stream_idle_seconds:g} s (stream_idle_seconds)"
+                ) from None
+            if data is grpc.aio.EOF:
+                raise InvalidRequest("the call ended without a request")
+            return await behaviour(read(data), context)
 
         return call
 
@@ -292,20 +335,22 @@ class Calls:
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
 
-def _reader(method: Method, longest: int) -> Deserializer:
-    """Reads a request. Raises ``InvalidRequest`` if it is none, ``LimitExceeded`` if it is too long."""
+class _Aside:
+    """Counts the calls of one method that is not about the store."""
 
-    def read(data: bytes) -> Any:
-        if len(data) > longest:
-            raise LimitExceeded(
-                f"{method.name}: a message of {len(data)} bytes, the limit is {longest} (max_request_bytes)"
-            )
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._open = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        self._open += 1
         try:
-            return method.request.FromString(data)
-        except DecodeError as error:
-            raise InvalidRequest(f"{method.name}: {error}") from error
-
-    return read
+            if self._open > MAX_ASIDE:
+                raise LimitExceeded(f"{MAX_ASIDE} calls of {self._path} are open, no more are taken")
+            yield
+        finally:
+            self._open -= 1
 
 
 async def _abort(context: Context, error: NeveError) -> None:

@@ -68,6 +68,10 @@ def grouped(directories: Iterable[bytes]) -> Iterator[list[bytes]]:
     failure: NeveError | None = None
     try:
         for encoded in directories:
+            # A long one goes alone: with others before it the message would be over the limit.
+            if group and size + len(encoded) > _GROUP_BYTES:
+                yield group
+                group, size = [], 0
             group.append(encoded)
             size += len(encoded)
             if size >= _GROUP_BYTES or len(group) >= _GROUP_DIRECTORIES:
@@ -107,7 +111,7 @@ class ClosureUpload:
 
     def _put(self, group: list[bytes]) -> None:
         if self._putter is None:
-            self._putter = self._directories.put_multiple()
+            self._putter = self._directories.put_multiple(self._limits)
         for encoded in group:
             self._putter.put(Directory.decode(encoded))
 

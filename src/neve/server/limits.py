@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neve.castore.closure import ClosureLimits
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 
 _MIB = 1024 * 1024
 
@@ -19,9 +19,9 @@ class Limits:
     """Longest message that carries neither contents nor Directories."""
     max_blob_bytes: int = 256 * 1024 * _MIB
     """Longest blob in an upload."""
-    max_directory_bytes: int = 64 * _MIB
+    max_directory_bytes: int = DEFAULT_LIMITS.max_directory_bytes
     """Longest encoding of one Directory."""
-    max_directories: int = 1_000_000
+    max_directories: int = DEFAULT_LIMITS.max_directories
     """Most Directories in one closure; each takes some 250 bytes while it is received."""
     max_nar_bytes: int = 1024 * 1024 * _MIB
     """Longest NAR that is rendered for its hash: a DAG of a few kilobytes can unfold to more than that."""

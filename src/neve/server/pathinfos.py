@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from neve.castore.node import Node
+from neve.castore.closure import possible_sizes
+from neve.castore.digest import format_digest
+from neve.castore.node import DirectoryNode, FileNode, Node
 from neve.castore.wire import node_from_message
-from neve.errors import LimitExceeded, PermissionDenied, Unavailable, Unsupported
+from neve.errors import InvalidRequest, LimitExceeded, PermissionDenied, Unavailable, Unsupported
 from neve.proto.tvix.castore.protos import castore_pb2
 from neve.proto.tvix.store.protos import pathinfo_pb2, rpc_pathinfo_pb2
 from neve.server.blobs import check_writable
@@ -23,7 +26,8 @@ from neve.store.wire import encode_path_info, path_info_from_message, path_info_
 from neve.telemetry import LOGGER
 
 _RENDERINGS = 2
-"""NARs that are rendered at once, of the small ones and of the others; each takes a thread and a core."""
+"""NARs that are rendered at once, of the small ones and of the others, and trees that are measured; each
+takes a thread and a core."""
 
 _SMALL_NAR_BYTES = 256 * 1024 * 1024
 """Such do not wait behind those that take minutes."""
@@ -41,6 +45,7 @@ class PathInfoHandlers:
         self._services = services
         self._calls = calls
         self._read_only = read_only
+        self._measuring = asyncio.Semaphore(_RENDERINGS)
         self._small = asyncio.Semaphore(_RENDERINGS)
         self._large = asyncio.Semaphore(_RENDERINGS)
 
@@ -70,7 +75,9 @@ class PathInfoHandlers:
         _name, node = node_from_message(request)
         nar = await self._calls.work(self._services.nar_nodes.nar, node)
         if nar is None:
-            size = await self._calls.work(self._measured, node)
+            # A file is measured at once; a tree of millions of Directories takes a minute.
+            async with self._measuring if isinstance(node, DirectoryNode) else contextlib.nullcontext():
+                size = await run_stoppable(self._calls, partial(self._measured, node))
             async with self._small if size <= _SMALL_NAR_BYTES else self._large:
                 nar = await run_stoppable(self._calls, partial(self._calculate, node))
         return rpc_pathinfo_pb2.CalculateNARResponse(nar_size=nar.size, nar_sha256=nar.sha256)
@@ -89,15 +96,31 @@ class PathInfoHandlers:
             LOGGER.debug("the NAR hash of a tree cannot be remembered: %s", error)
         return nar
 
-    def _measured(self, node: Node) -> int:
+    def _measured(self, node: Node, stop: StopFlag) -> int:
         """The NAR's size. A small tree can have a NAR of which no one will ever see the end, so this comes
-        first. Raises ``LimitExceeded``."""
+        first. Raises ``LimitExceeded``, and ``InvalidRequest`` if the node is not that of what is stored."""
         if self._services.remote is not None:
             return 0  # Whoever renders it has to look after that.
-        size, limit = self._services.renderer.size(node), self._calls.limits.max_nar_bytes
+        self._check_size(node)
+        size, limit = self._services.renderer.size(node, stop.check), self._calls.limits.max_nar_bytes
         if size > limit:
             raise LimitExceeded(f"the NAR has {size} bytes, over the limit of {limit} (max_nar_bytes)")
         return size
+
+    def _check_size(self, node: Node) -> None:
+        """What a stored node says must be right; what a client says may be anything."""
+        if isinstance(node, FileNode):
+            chunks = self._services.blobs.chunks(node.digest)
+            found = None if chunks is None else [sum(chunk.size for chunk in chunks)]
+        elif isinstance(node, DirectoryNode):
+            directory = self._services.directories.get(node.digest)
+            found = None if directory is None else possible_sizes(directory)
+        else:
+            return
+        if found is not None and node.size not in found:
+            raise InvalidRequest(
+                f"the node says size {node.size}, {format_digest(node.digest)} in the store has {found[0]}"
+            )
 
     def _render(self, node: Node, stop: StopFlag) -> Nar:
         size = 0

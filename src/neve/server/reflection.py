@@ -6,7 +6,8 @@ same bytes, so one servicer answers both, and the descriptor of the second is ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -16,29 +17,45 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 # Imported for their descriptors, which whoever asks for the second set of names gets.
 from neve.proto.snix.castore.protos import rpc_blobstore_pb2, rpc_directory_pb2
 from neve.proto.snix.store.protos import rpc_pathinfo_pb2
+from neve.server.calls import Calls, Context
 
 __all__ = ["SERVICE_NAMES", "add_reflection"]
 
 _V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 _SERVICE = f"{_V1}.ServerReflection"
-_METHOD = "ServerReflectionInfo"
 
 SERVICE_NAMES = (reflection.SERVICE_NAME, _SERVICE)
 
 _DESCRIBED = (rpc_blobstore_pb2.DESCRIPTOR, rpc_directory_pb2.DESCRIPTOR, rpc_pathinfo_pb2.DESCRIPTOR)
 
 
-def add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
+Answers = Callable[
+    [AsyncIterator[reflection_pb2.ServerReflectionRequest], Context],
+    AsyncIterator[reflection_pb2.ServerReflectionResponse],
+]
+
+
+class _Handlers:
+    """The method of the service, by its name in the protocol."""
+
+    def __init__(self, calls: Calls, names: Sequence[str]) -> None:
+        self._calls = calls
+        servicer: Any = reflection.aio.ReflectionServicer(names)
+        self._answers: Answers = servicer.ServerReflectionInfo
+
+    async def ServerReflectionInfo(  # noqa: N802
+        self, requests: AsyncIterator[reflection_pb2.ServerReflectionRequest], context: Context
+    ) -> None:
+        async for answer in self._answers(requests, context):
+            await context.write(answer)
+            self._calls.moved(answer.ByteSize())
+
+
+def add_reflection(server: grpc.aio.Server, calls: Calls, names: Sequence[str]) -> None:
     """Adds both versions; they list the services ``names``, the health service and themselves."""
-    servicer = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, *SERVICE_NAMES])
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        tuple(grpc.method_handlers_generic_handler(name, {_METHOD: handler}) for name in SERVICE_NAMES)
-    )
+    handlers = _Handlers(calls, [*names, health.SERVICE_NAME, *SERVICE_NAMES])
+    service: Any = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+    server.add_generic_rpc_handlers(calls.handler(service, handlers, SERVICE_NAMES, aside=True))
 
 
 def _describe_v1(pool: descriptor_pool.DescriptorPool) -> None:

@@ -111,6 +111,24 @@ class Behind:
             await self.settle()
 
 
+class Ahead:
+    """How many answers may have an item ready that nobody takes yet. Of one that is not read it costs a
+    megabyte or two, so beyond that the next one is made when it is wanted."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def take(self) -> bool:
+        """Whether one more may. Then it is to be given back."""
+        if not self._left:
+            return False
+        self._left -= 1
+        return True
+
+    def give(self) -> None:
+        self._left += 1
+
+
 class Pull(AsyncIterator[T]):
     """See ``Calls.pull``."""
 
@@ -119,22 +137,34 @@ class Pull(AsyncIterator[T]):
         self._pool = pool
         self._items = items
         self._next: asyncio.Future[T] | None = None
+        self._is_ahead = False
 
     async def __anext__(self) -> T:
+        self._wanted()
         if self._next is None:
             self._next = self._run(next, self._items, _END)
         with self._calls.busy():
             item = await settled(self._next)
         if item is _END:
             raise StopAsyncIteration
-        self._next = self._run(next, self._items, _END)
+        self._next = None
+        if self._calls.ahead.take():
+            self._is_ahead = True
+            self._next = self._run(next, self._items, _END)
         return item
+
+    def _wanted(self) -> None:
+        """The next item is not ahead any more."""
+        if self._is_ahead:
+            self._is_ahead = False
+            self._calls.ahead.give()
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def close(self) -> None:
         """Ends the iterator, when nobody is at work on it."""
+        self._wanted()
         if self._next is not None:
             with contextlib.suppress(BaseException):
                 await settled(self._next)

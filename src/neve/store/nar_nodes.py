@@ -102,7 +102,7 @@ class LocalNarNodes(NarNodes):
         if not absent:
             return
         epoch = self._store.writer.epoch
-        self._store.stage(NAR_NODES, [record for record in records if record.key in absent])
+        self._store.stage(NAR_NODES, [record for record in records if record.key in absent], epoch)
         self._store.writer.commit(epoch)
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:

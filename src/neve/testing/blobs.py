@@ -12,7 +12,7 @@ import pytest
 
 from neve.castore.blobs.base import BlobService
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, format_digest
-from neve.errors import InvalidRequest, NotFound, PermissionDenied, Unsupported
+from neve.errors import InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unsupported
 from neve.testing.blob_reading import (
     KIB,
     MIB,
@@ -202,6 +202,15 @@ class BlobServiceContract(BlobReadingContract):
         with pytest.raises(NotFound):
             next(reading)
 
+    def test_reading_many_that_are_too_long(self, service: BlobService) -> None:
+        contents = [b"%d" % number * 1000 for number in range(3)]
+        digests = service.put_many([*contents, large := incompressible(600 * KIB)])
+        assert list(service.read_many(digests[:3], 1000)) == contents
+        assert list(service.read_many(digests, len(large))) == [*contents, large]
+        for wanted, limit in ((digests[:3], 999), (digests, len(large) - 1), (digests[3:], 1000)):
+            with pytest.raises(LimitExceeded, match=f"at most {limit} are wanted"):
+                list(service.read_many(wanted, limit))
+
     def test_reading_many_may_be_given_up(self, service: BlobService) -> None:
         digests = service.put_many([incompressible(50_000, seed) for seed in range(100)])
         consumed: list[Digest] = []
@@ -287,8 +296,11 @@ class BlobServiceContract(BlobReadingContract):
             return
         contents = incompressible(3 * MIB)
         digest = put(service, contents)
-        chunk = (service.chunks(digest) or [])[0]
-        expected = {digest, put(service, service.read(chunk.digest))}
+        chunks = service.chunks(digest) or []
+        expected = {digest, put(service, service.read(chunks[0].digest))}
+        # Where those that are there are not sent, a chunk is none of them.
+        expected |= set(service.put_many([service.read(chunk.digest) for chunk in chunks[1:3]]))
+        assert service.missing_blobs([digest, EMPTY_BLOB, *expected]) == []
         assert set(all_listed(service)) == expected
         assert service.read(digest) == contents
 

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, format_digest
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directory import Directory, SizeRule
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
-from neve.errors import Corrupt, InvalidRequest, NotFound, PermissionDenied, Unsupported
+from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unsupported
 
 EMPTY = Directory()
 
@@ -42,8 +43,10 @@ def tree(rule: SizeRule = SizeRule.EXACT, name: str = "tree") -> list[Directory]
     return [EMPTY, one, two, left, right, parent(left, right, rule=rule)]
 
 
-def put_closure(service: DirectoryService, closure: Iterable[Directory]) -> Digest:
-    with service.put_multiple() as putter:
+def put_closure(
+    service: DirectoryService, closure: Iterable[Directory], limits: ClosureLimits = DEFAULT_LIMITS
+) -> Digest:
+    with service.put_multiple(limits) as putter:
         for directory in closure:
             putter.put(directory)
         return putter.close()
@@ -190,6 +193,18 @@ class DirectoryServiceContract:
         closure.append(parent(*closure[:600], closure[-1]))
         put_closure(service, closure)
         assert len(list(service.get_recursive(closure[-1].digest))) == len(closure)
+
+    def test_limits(self, service: DirectoryService) -> None:
+        closure = [leaf("first"), leaf("second"), parent(leaf("first"), leaf("second"))]
+        longest = max(len(directory.encode()) for directory in closure)
+        for limits, name in (
+            (ClosureLimits(longest - 1, 3), "max_directory_bytes"),
+            (ClosureLimits(longest, 2), "max_directories"),
+        ):
+            with pytest.raises(LimitExceeded, match=name):
+                put_closure(service, closure, limits)
+            self.assert_absent(service, closure)
+        assert put_closure(service, closure, ClosureLimits(longest, 3)) == closure[-1].digest
 
     def test_built_directories(self, service: DirectoryService) -> None:
         closure = tree()

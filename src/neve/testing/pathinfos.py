@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 
 from neve.castore.node import FileNode, SymlinkNode
-from neve.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unsupported
+from neve.errors import Conflict, InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unsupported
 from neve.nix.hashes import CAHash, CAType
 from neve.nix.signing import Signature
 from neve.nix.store_path import StorePath
 from neve.store.path_info import NarDetails, PathInfo
-from neve.store.pathinfos.base import PathInfoService
+from neve.store.pathinfos.base import MAX_PATH_INFO_BYTES, PathInfoService
 
 
 def store_path(name: str) -> StorePath:
@@ -133,6 +133,26 @@ class PathInfoServiceContract:
         assert stored == path_info("p", signatures=["one", "two", "three"])
         assert service.get(stored.digest) == stored
         assert service.put(path_info("p")) == stored
+
+    def test_signatures_have_an_end(self, service: PathInfoService) -> None:
+        """However they come: a few at a time, or too many at once."""
+        # Each has over 150 bytes, so the second half does not fit.
+        names = [f"{number:0100}" for number in range(MAX_PATH_INFO_BYTES // 150)]
+        half = len(names) // 2
+        other = service.put(path_info("q"))
+        stored = service.put(path_info("p", signatures=names[:half]))
+        for more in (names[half:], names):
+            with pytest.raises(LimitExceeded, match=str(MAX_PATH_INFO_BYTES)):
+                service.put(path_info("p", signatures=more))
+        with pytest.raises(LimitExceeded, match=str(MAX_PATH_INFO_BYTES)):
+            service.add_signatures(stored.digest, [signature(name) for name in names[half:]])
+        if self.can_replace:
+            with pytest.raises(LimitExceeded, match=str(MAX_PATH_INFO_BYTES)):
+                service.put(path_info("p", signatures=names), replace=True)
+        assert service.get(stored.digest) == stored == path_info("p", signatures=names[:half])
+        assert service.put(path_info("p")) == stored
+        if self.can_list:
+            assert set(service.list()) == {stored, other}
 
     def test_putting_it_again_changes_nothing(self, service: PathInfoService) -> None:
         given = path_info("p", references=[store_path("p")], signatures=["one"])

@@ -172,6 +172,11 @@ class BlobService(ABC):
         """Those of ``digests`` that are not there, in order."""
         return [digest for digest in digests if not self.has(digest)]
 
+    def missing_blobs(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Like ``missing``, for who is about to store them: also those that are there only as chunks of
+        others, and so are not listed."""
+        return self.missing(digests)
+
     def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
         """Stores small blobs, durable on return; gives their digests in order."""
         with self.batch() as batch:
@@ -212,9 +217,7 @@ class BlobService(ABC):
             raise blob_not_found(digest)
         with reader:
             if limit is not None and reader.size > limit:
-                raise LimitExceeded(
-                    f"blob {format_digest(digest)} has {reader.size} bytes, at most {limit} are wanted"
-                )
+                raise too_long(digest, reader.size, limit)
             return reader.read()
 
     def stream(self, digest: Digest, size: int = _COPY_BYTES) -> Iterator[bytes]:
@@ -271,6 +274,11 @@ class _PlainBatch(BlobBatch):
 
     def close(self) -> None:
         return
+
+
+def too_long(digest: Digest, size: int, limit: int) -> LimitExceeded:
+    """The error for a blob that is longer than its reader takes."""
+    return LimitExceeded(f"blob {format_digest(digest)} has {size} bytes, at most {limit} are wanted")
 
 
 def blob_not_found(digest: Digest) -> NotFound:

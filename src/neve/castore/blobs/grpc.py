@@ -20,11 +20,11 @@ from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWrit
 from neve.castore.blobs.bundle import split_digests
 from neve.castore.blobs.chunks import BytesReader
 from neve.castore.blobs.grpc_batch import RemoteBatch
-from neve.castore.blobs.grpc_read import FileReader, RemoteChunkReader, RemoteReads
+from neve.castore.blobs.grpc_read import BlobTooLong, FileReader, RemoteChunkReader, RemoteReads
 from neve.castore.blobs.writing import GatheringWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest, format_digest
 from neve.castore.wire import encode_blob_chunk
-from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, Unsupported
+from neve.errors import Corrupt, InvalidRequest, NotFound, Unsupported
 from neve.proto.neve.admin.protos import rpc_admin_pb2
 from neve.proto.tvix.castore.protos import rpc_blobstore_pb2
 from neve.registry import Address
@@ -81,6 +81,14 @@ class GrpcBlobService(BlobService):
             ],
         )
 
+    def missing_blobs(self, digests: Sequence[Digest]) -> list[Digest]:
+        wanted = [check_digest(digest) for digest in digests if digest != EMPTY_BLOB]
+        if not wanted:
+            return []
+        return self._reads.unless_lacking(
+            lambda: self._reads.missing(wanted, as_blobs=True), lambda: self.missing(wanted)
+        )
+
     # Reading.
 
     def chunks(self, digest: Digest) -> list[Chunk] | None:
@@ -133,7 +141,7 @@ class GrpcBlobService(BlobService):
             pieces.append(piece)
             size += len(piece)
             if limit is not None and size > limit:
-                raise LimitExceeded(
+                raise BlobTooLong(
                     f"{self._named(digest)} has {size} bytes or more, at most {limit} are wanted"
                 )
         return b"".join(pieces)

@@ -34,6 +34,9 @@ _GROUP_BLOBS = 1024
 """Blobs that are asked for and sent together."""
 
 _MAX_QUEUED_GROUPS = 3
+_MAX_KEPT = 16 * 1024
+"""Digests in one question whether they can be kept."""
+
 _QUIET_SECONDS = 20.0
 _MESSAGE_BYTES = 1024 * 1024
 _WRITE_BLOCK = 2 * 1024 * 1024
@@ -165,13 +168,13 @@ class RemoteBatch(BlobBatch):
             self._quiet.stop()
             self._quiet = None
 
-    def missing(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Those of ``digests`` that the server does not have."""
-        return set(self._reads.missing(digests))
+    def missing(self, digests: Sequence[Digest], *, as_blobs: bool = True) -> set[Digest]:
+        """Those of ``digests`` that the server does not have, or only as chunks of others."""
+        return set(self._reads.missing(digests, as_blobs=as_blobs))
 
     def to_send(self, blobs: Sequence[Blob], *, alone: bool = False) -> list[Bundle]:
-        """Bundles of those of ``blobs`` that the server does not have; ``alone``: one for each."""
-        missing = self.missing([digest for digest, _ in blobs])
+        """Bundles of those of ``blobs`` that the server does not have; ``alone``: one for each, of chunks."""
+        missing = self.missing([digest for digest, _ in blobs], as_blobs=not alone)
         new = list({blob[0]: blob for blob in blobs if blob[0] in missing}.values())
         return list(bundles(new, 1)) if alone else list(bundles(new))
 
@@ -220,8 +223,12 @@ class RemoteBatch(BlobBatch):
 
         def ask() -> list[Digest]:
             self.drain()
-            self._stream().send(rpc_batch_pb2.PutRequest(keep=b"".join(wanted)))
-            return chosen(wanted, self._stream().receive().missing, self._connection.url)
+            missing: list[Digest] = []
+            for start in range(0, len(wanted), _MAX_KEPT):
+                part = wanted[start : start + _MAX_KEPT]
+                self._stream().send(rpc_batch_pb2.PutRequest(keep=b"".join(part)))
+                missing += chosen(part, self._stream().receive().missing, self._connection.url)
+            return missing
 
         return self.guarded(ask)
 

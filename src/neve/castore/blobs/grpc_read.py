@@ -40,9 +40,14 @@ _MAX_HELD_BYTES = 64 * 1024 * 1024
 """Most contents of one answer to a question: twice as much as the longest blobs in a first window."""
 
 _NOT_ASKED_FOR = "the server answers for blobs that it was not asked for"
+_UNEQUAL = "an answer's places, starts and sizes differ in number"
 
 Read = Callable[[Digest, int | None], bytes]
 Unpacked = tuple[Answer, bytes]
+
+
+class BlobTooLong(LimitExceeded):
+    """A blob is longer than the caller takes; not a limit of the server's."""
 
 
 class RemoteChunkReader(ChunkedReader):
@@ -87,7 +92,7 @@ class RemoteChunkReader(ChunkedReader):
                 return next(self._following)
             self._stop()
             return self._fetch(self._chunks[number].digest)
-        except LimitExceeded as error:
+        except BlobTooLong as error:
             chunk = format_digest(self._chunks[number].digest)
             raise Corrupt(f"chunk {chunk} is longer than its list says: {error}") from error
         except NotFound as error:
@@ -175,12 +180,12 @@ class RemoteReads:
         chosen = call if has_batches(self._connection) else otherwise
         return chosen(itertools.chain([first], source))
 
-    def missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Those of ``digests`` that are not there, in order."""
+    def missing(self, digests: Sequence[Digest], *, as_blobs: bool = False) -> list[Digest]:
+        """Those of ``digests`` that are not there, in order; ``as_blobs``: or only as chunks of others."""
         result: list[Digest] = []
         for start in range(0, max(len(digests), 1), _QUESTION):
             part = digests[start : start + _QUESTION]
-            request = rpc_batch_pb2.MissingRequest(digests=b"".join(part))
+            request = rpc_batch_pb2.MissingRequest(digests=b"".join(part), as_blobs=as_blobs)
             answer = self._connection.call(BATCHES, "Missing", request)
             result += chosen(part, answer.missing, self._connection.url)
         return result
@@ -220,6 +225,8 @@ class RemoteReads:
                 named += len(message.places) + len(message.absent) + len(message.apart)
                 if named > len(digests) or max(message.places, default=0) >= len(digests):
                     raise Corrupt(f"{self._connection.url}: {_NOT_ASKED_FOR}")
+                if not len(message.places) == len(message.starts) == len(message.sizes):
+                    raise Corrupt(f"{self._connection.url}: {_UNEQUAL}")
                 held += max(len(message.data), message.raw_size)
                 if held > _MAX_HELD_BYTES or len(answers) > 2 * len(digests):
                     break  # Who asked reads the rest one by one.
@@ -233,7 +240,7 @@ class RemoteReads:
         absent: set[int] = set()
         for answer, raw in answers:
             absent.update(answer.absent)
-            for place, start, size in zip(answer.places, answer.starts, answer.sizes, strict=False):
+            for place, start, size in zip(answer.places, answer.starts, answer.sizes, strict=True):
                 where[place] = raw, start, start + size
         for place, digest in enumerate(digests):
             found = where.pop(place, None)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk
+from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk, too_long
 from neve.castore.blobs.bundle import Answer
 from neve.castore.blobs.chunks import BytesReader, ChunkedReader, decode_chunk_list
 from neve.castore.blobs.local_write import (
@@ -67,6 +67,11 @@ class LocalBlobService(BlobService):
         for digest in digests:
             check_digest(digest)
         return [d for d in self._store.missing(BLOBS, digests) if d != EMPTY_BLOB]
+
+    def missing_blobs(self, digests: Sequence[Digest]) -> list[Digest]:
+        found = self._store.find(BLOBS, [check_digest(digest) for digest in digests])
+        listed = {digest for digest, location in found.items() if location.tag != CHUNK}
+        return [digest for digest in digests if digest not in listed and digest != EMPTY_BLOB]
 
     def open_read(self, digest: Digest) -> BlobReader | None:
         if check_digest(digest) == EMPTY_BLOB:
@@ -169,6 +174,8 @@ class LocalBlobService(BlobService):
                 yield b"" if digest == EMPTY_BLOB else self.read(digest, limit)
                 continue
             _, _, start, length = found
+            if limit is not None and length > limit:
+                raise too_long(digest, length, limit)
             data = frame[start : start + length]
             if blake3(data).digest() != digest:
                 raise _corrupt(digest)

@@ -117,7 +117,8 @@ class LocalBlobBatch(BlobBatch):
             self._add(records)
             return
         with self._losing():
-            self._store.stage_packed(BLOBS, records, Packed(bundle.data, size, ZSTD if bundle.zstd else RAW))
+            packed = Packed(bundle.data, size, ZSTD if bundle.zstd else RAW)
+            self._store.stage_packed(BLOBS, records, packed, self._epoch)
             self._unclaim(records)
 
     @contextlib.contextmanager
@@ -213,7 +214,7 @@ class LocalBlobBatch(BlobBatch):
         return taken
 
     def _stage(self, records: list[Record]) -> None:
-        self._store.stage(BLOBS, records)
+        self._store.stage(BLOBS, records, self._epoch)
         self._unclaim(records)
 
     def _unclaim(self, records: Sequence[Record]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-from neve.castore.closure import LeavesToRoot
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits, LeavesToRoot
 from neve.castore.digest import Digest, check_digest, format_digest
 from neve.castore.directory import Directory
 from neve.errors import InvalidRequest, NotFound, Unsupported
@@ -73,8 +73,8 @@ class DirectoryService(ABC):
             self.put(directory)
 
     @abstractmethod
-    def put_multiple(self) -> DirectoryPutter:
-        """A putter for a whole closure."""
+    def put_multiple(self, limits: ClosureLimits = DEFAULT_LIMITS) -> DirectoryPutter:
+        """A putter for a whole closure. What is over ``limits`` is refused with ``LimitExceeded``."""
 
     def read_ahead(self, digest: Digest) -> None:
         """Says that the closure of ``digest`` is about to be walked. A backend to which each question is
@@ -147,8 +147,8 @@ class DirectoryService(ABC):
 class CheckingPutter(DirectoryPutter):
     """A putter that checks the closure and leaves keeping it to ``_keep`` and ``_commit``."""
 
-    def __init__(self) -> None:
-        self._validator = LeavesToRoot()
+    def __init__(self, limits: ClosureLimits = DEFAULT_LIMITS) -> None:
+        self._validator = LeavesToRoot(limits)
         self._last_built: Digest | None = None
         self._open = True
 

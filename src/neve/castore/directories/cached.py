@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 from neve.castore.absences import Absences, absences_of
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, check_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
@@ -103,9 +104,10 @@ class CachedDirectoryService(DirectoryService):
         self._absences.discard(directory.digest for directory in directories)
         keep_near(lambda: self._near.put_many(directories))
 
-    def put_multiple(self) -> DirectoryPutter:
-        far = self._far.put_multiple()
-        return _BothPutter(far, NearCopy(self._near.put_multiple, lambda one: one.abandon()), self._absences)
+    def put_multiple(self, limits: ClosureLimits = DEFAULT_LIMITS) -> DirectoryPutter:
+        far = self._far.put_multiple(limits)
+        near = NearCopy(lambda: self._near.put_multiple(limits), lambda one: one.abandon())
+        return _BothPutter(far, near, self._absences)
 
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return self._far.list(after, limit)

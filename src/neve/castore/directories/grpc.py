@@ -15,7 +15,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from neve.castore.at_once import CallsAtOnce
 from neve.castore.blobs.grpc import administer, delete_in_parts, listed
 from neve.castore.blobs.grpc_read import BATCHES, has_batches
-from neve.castore.closure import RootToLeaves
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits, RootToLeaves
 from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
 from neve.castore.directories.ahead import EncodedDirectories
 from neve.castore.directories.base import (
@@ -181,8 +181,8 @@ class GrpcDirectoryService(DirectoryService):
         if answer != digest:
             raise Corrupt(f"{self._named(digest)} arrived at the server as another")
 
-    def put_multiple(self) -> DirectoryPutter:
-        return _Putter(self)
+    def put_multiple(self, limits: ClosureLimits = DEFAULT_LIMITS) -> DirectoryPutter:
+        return _Putter(self, limits)
 
     def put_closure(self, encoded: Iterable[bytes], root: Digest) -> None:
         """Sends a valid closure, leaves to root. It is read once more if the server has no batches."""
@@ -228,6 +228,10 @@ def _messages(directories: Iterable[bytes]) -> Iterator[rpc_batch_pb2.Directorie
     message = rpc_batch_pb2.Directories()
     size = 0
     for encoded in directories:
+        # A long one goes alone: with others before it the message would be over the limit.
+        if size and size + len(encoded) > _MESSAGE_BYTES:
+            yield message
+            message, size = rpc_batch_pb2.Directories(), 0
         message.directories.append(encoded)
         size += len(encoded)
         if size >= _MESSAGE_BYTES:
@@ -240,8 +244,8 @@ def _messages(directories: Iterable[bytes]) -> Iterator[rpc_batch_pb2.Directorie
 class _Putter(SpoolingPutter):
     """Sends the closure once it is known to be valid."""
 
-    def __init__(self, service: GrpcDirectoryService) -> None:
-        super().__init__()
+    def __init__(self, service: GrpcDirectoryService, limits: ClosureLimits) -> None:
+        super().__init__(limits)
         self._service = service
         self._last: Digest = b""
 

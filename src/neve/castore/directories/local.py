@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService
 from neve.castore.directories.spool import SpoolingPutter
@@ -79,11 +80,11 @@ class LocalDirectoryService(DirectoryService):
         if absent:
             epoch = self._store.writer.epoch
             records = [Record(_TAG, digest, by_digest[digest].encode()) for digest in absent]
-            self._store.stage(DIRECTORIES, records)
+            self._store.stage(DIRECTORIES, records, epoch)
             self._store.writer.commit(epoch)
 
-    def put_multiple(self) -> DirectoryPutter:
-        return _Putter(self._store)
+    def put_multiple(self, limits: ClosureLimits = DEFAULT_LIMITS) -> DirectoryPutter:
+        return _Putter(self._store, limits)
 
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return [digest for digest, _ in self._store.page(DIRECTORIES, after, limit)]
@@ -103,9 +104,9 @@ class _Putter(SpoolingPutter):
     Packs are all that is needed to rebuild the index, so nothing of a refused stream may get there.
     """
 
-    def __init__(self, store: PackStore) -> None:
+    def __init__(self, store: PackStore, limits: ClosureLimits) -> None:
         self._writer = store.writer  # First: a store that is read-only has none.
-        super().__init__(str(store.temporary_folder()))
+        super().__init__(limits, str(store.temporary_folder()))
         self._store = store
 
     def _commit(self) -> None:
@@ -116,14 +117,14 @@ class _Putter(SpoolingPutter):
             group.append(Record(_TAG, digest, encoded))
             size += len(encoded)
             if size >= FRAME_TARGET:
-                self._stage(group)
+                self._stage(group, epoch)
                 group, size = [], 0
-        self._stage(group)
+        self._stage(group, epoch)
         self._writer.commit(epoch)
 
-    def _stage(self, group: list[Record]) -> None:
+    def _stage(self, group: list[Record], epoch: int) -> None:
         absent = set(self._store.missing(DIRECTORIES, [record.key for record in group]))
-        self._store.stage(DIRECTORIES, [record for record in group if record.key in absent])
+        self._store.stage(DIRECTORIES, [record for record in group if record.key in absent], epoch)
 
 
 def _decoded(digest: Digest, encoded: bytes) -> Directory:

@@ -6,6 +6,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, check_digest
 from neve.castore.directories.base import CheckingPutter, DirectoryPutter, DirectoryService
 from neve.castore.directory import Directory
@@ -30,8 +31,8 @@ class MemoryDirectoryService(DirectoryService):
     def put_many(self, directories: Sequence[Directory]) -> None:
         self.add({directory.digest: directory.encode() for directory in directories})
 
-    def put_multiple(self) -> DirectoryPutter:
-        return _Putter(self)
+    def put_multiple(self, limits: ClosureLimits = DEFAULT_LIMITS) -> DirectoryPutter:
+        return _Putter(self, limits)
 
     def add(self, encoded: dict[Digest, bytes]) -> None:
         with self._lock:
@@ -50,8 +51,8 @@ class MemoryDirectoryService(DirectoryService):
 
 
 class _Putter(CheckingPutter):
-    def __init__(self, service: MemoryDirectoryService) -> None:
-        super().__init__()
+    def __init__(self, service: MemoryDirectoryService, limits: ClosureLimits) -> None:
+        super().__init__(limits)
         self._service = service
         self._kept: dict[Digest, bytes] = {}
 

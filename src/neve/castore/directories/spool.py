@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 
+from neve.castore.closure import ClosureLimits
 from neve.castore.digest import Digest
 from neve.castore.directories.base import CheckingPutter
 from neve.packstore.layout import os_errors
@@ -16,9 +17,9 @@ _IN_MEMORY = 16 * 1024 * 1024
 class SpoolingPutter(CheckingPutter):
     """Keeps each Directory once; a subclass's ``_commit`` takes them from ``_spooled``."""
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, limits: ClosureLimits, folder: str | None = None) -> None:
         """``folder`` is where to spool (default: the system's temporary folder)."""
-        super().__init__()
+        super().__init__(limits)
         self._folder = folder or tempfile.gettempdir()
         self._known: set[Digest] = set()
         self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by _release

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from neve.castore.blobs.base import BlobService
@@ -28,6 +28,10 @@ PIECE_BYTES = 1024 * 1024
 
 _MAX_SIZES = 1_000_000
 """Directories whose NAR size is remembered between calls."""
+
+
+def _go_on() -> None:
+    """Nobody wants a measurement to end early."""
 
 
 class _Part(NamedTuple):
@@ -51,28 +55,33 @@ class NarRenderer:
         self._directories = directories
         self._sizes: dict[Digest, int] = {}
 
-    def size(self, root: Node) -> int:
-        """The size of the NAR in bytes. Reads Directories, no blob. Raises ``NotFound``."""
-        return framing.MAGIC_SIZE + self._node_size(root)
+    def size(self, root: Node, check: Callable[[], None] = _go_on) -> int:
+        """The size of the NAR in bytes. Reads Directories, no blob. Raises ``NotFound``.
 
-    def _node_size(self, node: Node) -> int:
+        ``check`` is called before each Directory that is looked at, and may raise to end it.
+        """
+        return framing.MAGIC_SIZE + self._node_size(root, check)
+
+    def _node_size(self, node: Node, check: Callable[[], None] = _go_on) -> int:
         if isinstance(node, FileNode):
             return framing.file_size(node.size, node.executable)
         if isinstance(node, SymlinkNode):
             return framing.symlink_size(len(node.target))
         size = self._sizes.get(node.digest)
-        return self._measure(node) if size is None else size
+        return self._measure(node, check) if size is None else size
 
-    def _measure(self, root: DirectoryNode) -> int:
+    def _measure(self, root: DirectoryNode, check: Callable[[], None]) -> int:
         """Fills ``_sizes`` for everything below ``root``, children first, without recursion."""
         if len(self._sizes) >= _MAX_SIZES:
             self._sizes = {}  # Another thread may still be filling the old one, and goes on with that.
         sizes = self._sizes
+        check()
         stack = [(root.digest, open_root(self._directories, root.digest))]
         levels = [Children(self._directories, stack[0][1])]
         while stack:
             for _, node in levels[-1].entries:
                 if isinstance(node, DirectoryNode) and node.digest not in sizes:
+                    check()
                     directory = levels[-1].open(node)
                     stack.append((node.digest, directory))
                     levels.append(Children(self._directories, directory))

@@ -5,13 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from neve.errors import InvalidRequest, NotFound, Unsupported
+from neve.errors import InvalidRequest, LimitExceeded, NotFound, Unsupported
 from neve.nix import base32
 from neve.nix.signing import Signature
 from neve.nix.store_path import DIGEST_SIZE
-from neve.store.path_info import PathDescription, PathInfo
+from neve.store.path_info import PathDescription, PathInfo, united
+from neve.store.wire import encode_path_info
 
 _PAGE = 1000
+
+MAX_PATH_INFO_BYTES = 1024 * 1024
+"""Longest encoding of a path info that is stored: some 10,000 references, or signatures. It is read
+whole, and must go into a message, also with peers that take 4 MiB; and whoever may put can sign."""
 
 
 class PathInfoService(ABC):
@@ -47,7 +52,8 @@ class PathInfoService(ABC):
         """Stores a path info, durable on return; returns what is stored.
 
         If the path is there with the same node and NAR hash, the signatures are united; anything
-        else is a ``Conflict``, unless ``replace``.
+        else is a ``Conflict``, unless ``replace``. What would be longer than ``MAX_PATH_INFO_BYTES`` is
+        refused with ``LimitExceeded``, and nothing changes.
         """
 
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
@@ -79,6 +85,17 @@ class PathInfoService(ABC):
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""
         return
+
+
+def to_be_stored(stored: PathInfo | None, new: PathInfo) -> PathInfo:
+    """What a backend keeps when ``new`` is put where ``stored`` is: ``united``, if that is not too long."""
+    result = united(stored, new)
+    if result != stored and (size := len(encode_path_info(result))) > MAX_PATH_INFO_BYTES:
+        raise LimitExceeded(
+            f"{result.store_path}: a path info of {size} bytes, with all signatures, is over the limit of "
+            f"{MAX_PATH_INFO_BYTES} bytes"
+        )
+    return result
 
 
 def check_path_digest(digest: bytes) -> bytes:

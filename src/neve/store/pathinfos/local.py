@@ -11,8 +11,8 @@ from neve.packstore.address import open_address
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, Table, TableTransaction
 from neve.registry import Address
-from neve.store.path_info import InvalidPathInfo, PathInfo, united
-from neve.store.pathinfos.base import PathInfoService, check_path_digest
+from neve.store.path_info import InvalidPathInfo, PathInfo
+from neve.store.pathinfos.base import PathInfoService, check_path_digest, to_be_stored
 from neve.store.wire import decode_path_info, encode_path_info
 
 PATH_INFOS = Table(3, "pathinfos")
@@ -42,12 +42,12 @@ class LocalPathInfoService(PathInfoService):
 
     def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
         found = None if replace else self.get(path_info.digest)
-        if found is not None and united(found, path_info) == found:
+        if found is not None and to_be_stored(found, path_info) == found:
             return found
 
         def change(transaction: TableTransaction) -> PathInfo:
             stored = _stored(transaction, path_info.digest, damaged_is_none=replace)
-            result = united(None if replace else stored, path_info)
+            result = to_be_stored(None if replace else stored, path_info)
             if result != stored:
                 record = Record(_TAG, result.digest, encode_path_info(result))
                 transaction.put(PATH_INFOS, record)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#neve/castore/protos/rpc_batch.proto\x12\x0fneve.castore.v1\"!\n\x0eMissingRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x0c\"\"\n\x0fMissingResponse\x12\x0f\n\x07missing\x18\x01 \x03(\r\"D\n\x06\x42undle\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x0c\x12\r\n\x05sizes\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04zstd\x18\x04 \x01(\x08\"\x8c\x01\n\x04Part\x12\x0e\n\x06writer\x18\x01 \x01(\r\x12)\n\x06\x63hunks\x18\x02 \x01(\x0b\x32\x17.neve.castore.v1.BundleH\x00\x12\x0f\n\x05known\x18\x03 \x01(\x0cH\x00\x12\x0e\n\x04\x64\x61ta\x18\x04 \x01(\x0cH\x00\x12\r\n\x03\x65nd\x18\x05 \x01(\x0cH\x00\x12\x11\n\x07\x61\x62\x61ndon\x18\x06 \x01(\x08H\x00\x42\x06\n\x04what\"x\n\nPutRequest\x12&\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x17.neve.castore.v1.Bundle\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.neve.castore.v1.Part\x12\x0c\n\x04keep\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x08\"\x1e\n\x0bPutResponse\x12\x0f\n\x07missing\x18\x01 \x03(\r\"-\n\x0bReadRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x0c\x12\r\n\x05limit\x18\x02 \x01(\x04\"\x8a\x01\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04zstd\x18\x02 \x01(\x08\x12\x10\n\x08raw_size\x18\x03 \x01(\r\x12\x0e\n\x06places\x18\x04 \x03(\r\x12\x0e\n\x06starts\x18\x05 \x03(\r\x12\r\n\x05sizes\x18\x06 \x03(\r\x12\x0e\n\x06\x61\x62sent\x18\x07 \x03(\r\x12\r\n\x05\x61part\x18\x08 \x03(\r\"(\n\x15GetDirectoriesRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x0c\"#\n\x11GetClosureRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\"\n\x0b\x44irectories\x12\x13\n\x0b\x64irectories\x18\x01 \x03(\x0c\")\n\x12PutClosureResponse\x12\x13\n\x0broot_digest\x18\x01 \x01(\x0c\x32\xe8\x03\n\x0c\x42\x61tchService\x12L\n\x07Missing\x12\x1f.neve.castore.v1.MissingRequest\x1a .neve.castore.v1.MissingResponse\x12\x44\n\x03Put\x12\x1b.neve.castore.v1.PutRequest\x1a\x1c.neve.castore.v1.PutResponse(\x01\x30\x01\x12\x45\n\x04Read\x12\x1c.neve.castore.v1.ReadRequest\x1a\x1d.neve.castore.v1.ReadResponse0\x01\x12X\n\x0eGetDirectories\x12&.neve.castore.v1.GetDirectoriesRequest\x1a\x1c.neve.castore.v1.Directories0\x01\x12P\n\nGetClosure\x12\".neve.castore.v1.GetClosureRequest\x1a\x1c.neve.castore.v1.Directories0\x01\x12Q\n\nPutClosure\x12\x1c.neve.castore.v1.Directories\x1a#.neve.castore.v1.PutClosureResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#neve/castore/protos/rpc_batch.proto\x12\x0fneve.castore.v1\"3\n\x0eMissingRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x0c\x12\x10\n\x08\x61s_blobs\x18\x02 \x01(\x08\"\"\n\x0fMissingResponse\x12\x0f\n\x07missing\x18\x01 \x03(\r\"D\n\x06\x42undle\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x0c\x12\r\n\x05sizes\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04zstd\x18\x04 \x01(\x08\"\x8c\x01\n\x04Part\x12\x0e\n\x06writer\x18\x01 \x01(\r\x12)\n\x06\x63hunks\x18\x02 \x01(\x0b\x32\x17.neve.castore.v1.BundleH\x00\x12\x0f\n\x05known\x18\x03 \x01(\x0cH\x00\x12\x0e\n\x04\x64\x61ta\x18\x04 \x01(\x0cH\x00\x12\r\n\x03\x65nd\x18\x05 \x01(\x0cH\x00\x12\x11\n\x07\x61\x62\x61ndon\x18\x06 \x01(\x08H\x00\x42\x06\n\x04what\"x\n\nPutRequest\x12&\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x17.neve.castore.v1.Bundle\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.neve.castore.v1.Part\x12\x0c\n\x04keep\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x08\"\x1e\n\x0bPutResponse\x12\x0f\n\x07missing\x18\x01 \x03(\r\"-\n\x0bReadRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x0c\x12\r\n\x05limit\x18\x02 \x01(\x04\"\x8a\x01\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04zstd\x18\x02 \x01(\x08\x12\x10\n\x08raw_size\x18\x03 \x01(\r\x12\x0e\n\x06places\x18\x04 \x03(\r\x12\x0e\n\x06starts\x18\x05 \x03(\r\x12\r\n\x05sizes\x18\x06 \x03(\r\x12\x0e\n\x06\x61\x62sent\x18\x07 \x03(\r\x12\r\n\x05\x61part\x18\x08 \x03(\r\"(\n\x15GetDirectoriesRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x0c\"#\n\x11GetClosureRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\"\n\x0b\x44irectories\x12\x13\n\x0b\x64irectories\x18\x01 \x03(\x0c\")\n\x12PutClosureResponse\x12\x13\n\x0broot_digest\x18\x01 \x01(\x0c\x32\xe8\x03\n\x0c\x42\x61tchService\x12L\n\x07Missing\x12\x1f.neve.castore.v1.MissingRequest\x1a .neve.castore.v1.MissingResponse\x12\x44\n\x03Put\x12\x1b.neve.castore.v1.PutRequest\x1a\x1c.neve.castore.v1.PutResponse(\x01\x30\x01\x12\x45\n\x04Read\x12\x1c.neve.castore.v1.ReadRequest\x1a\x1d.neve.castore.v1.ReadResponse0\x01\x12X\n\x0eGetDirectories\x12&.neve.castore.v1.GetDirectoriesRequest\x1a\x1c.neve.castore.v1.Directories0\x01\x12P\n\nGetClosure\x12\".neve.castore.v1.GetClosureRequest\x1a\x1c.neve.castore.v1.Directories0\x01\x12Q\n\nPutClosure\x12\x1c.neve.castore.v1.Directories\x1a#.neve.castore.v1.PutClosureResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,29 +33,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'neve.proto.neve.castore.pro
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MISSINGREQUEST']._serialized_start=56
-  _globals['_MISSINGREQUEST']._serialized_end=89
-  _globals['_MISSINGRESPONSE']._serialized_start=91
-  _globals['_MISSINGRESPONSE']._serialized_end=125
-  _globals['_BUNDLE']._serialized_start=127
-  _globals['_BUNDLE']._serialized_end=195
-  _globals['_PART']._serialized_start=198
-  _globals['_PART']._serialized_end=338
-  _globals['_PUTREQUEST']._serialized_start=340
-  _globals['_PUTREQUEST']._serialized_end=460
-  _globals['_PUTRESPONSE']._serialized_start=462
-  _globals['_PUTRESPONSE']._serialized_end=492
-  _globals['_READREQUEST']._serialized_start=494
-  _globals['_READREQUEST']._serialized_end=539
-  _globals['_READRESPONSE']._serialized_start=542
-  _globals['_READRESPONSE']._serialized_end=680
-  _globals['_GETDIRECTORIESREQUEST']._serialized_start=682
-  _globals['_GETDIRECTORIESREQUEST']._serialized_end=722
-  _globals['_GETCLOSUREREQUEST']._serialized_start=724
-  _globals['_GETCLOSUREREQUEST']._serialized_end=759
-  _globals['_DIRECTORIES']._serialized_start=761
-  _globals['_DIRECTORIES']._serialized_end=795
-  _globals['_PUTCLOSURERESPONSE']._serialized_start=797
-  _globals['_PUTCLOSURERESPONSE']._serialized_end=838
-  _globals['_BATCHSERVICE']._serialized_start=841
-  _globals['_BATCHSERVICE']._serialized_end=1329
+  _globals['_MISSINGREQUEST']._serialized_end=107
+  _globals['_MISSINGRESPONSE']._serialized_start=109
+  _globals['_MISSINGRESPONSE']._serialized_end=143
+  _globals['_BUNDLE']._serialized_start=145
+  _globals['_BUNDLE']._serialized_end=213
+  _globals['_PART']._serialized_start=216
+  _globals['_PART']._serialized_end=356
+  _globals['_PUTREQUEST']._serialized_start=358
+  _globals['_PUTREQUEST']._serialized_end=478
+  _globals['_PUTRESPONSE']._serialized_start=480
+  _globals['_PUTRESPONSE']._serialized_end=510
+  _globals['_READREQUEST']._serialized_start=512
+  _globals['_READREQUEST']._serialized_end=557
+  _globals['_READRESPONSE']._serialized_start=560
+  _globals['_READRESPONSE']._serialized_end=698
+  _globals['_GETDIRECTORIESREQUEST']._serialized_start=700
+  _globals['_GETDIRECTORIESREQUEST']._serialized_end=740
+  _globals['_GETCLOSUREREQUEST']._serialized_start=742
+  _globals['_GETCLOSUREREQUEST']._serialized_end=777
+  _globals['_DIRECTORIES']._serialized_start=779
+  _globals['_DIRECTORIES']._serialized_end=813
+  _globals['_PUTCLOSURERESPONSE']._serialized_start=815
+  _globals['_PUTCLOSURERESPONSE']._serialized_end=856
+  _globals['_BATCHSERVICE']._serialized_start=859
+  _globals['_BATCHSERVICE']._serialized_end=1347
 # @@protoc_insertion_point(module_scope)

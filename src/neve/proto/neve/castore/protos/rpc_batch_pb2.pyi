@@ -8,10 +8,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class MissingRequest(_message.Message):
-    __slots__ = ("digests",)
+    __slots__ = ("digests", "as_blobs")
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    AS_BLOBS_FIELD_NUMBER: _ClassVar[int]
     digests: bytes
-    def __init__(self, digests: _Optional[bytes] = ...) -> None: ...
+    as_blobs: bool
+    def __init__(self, digests: _Optional[bytes] = ..., as_blobs: _Optional[bool] = ...) -> None: ...
 
 class MissingResponse(_message.Message):
     __slots__ = ("missing",)
