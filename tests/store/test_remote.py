@@ -18,7 +18,7 @@ from neve.castore.blobs.memory import MemoryBlobService
 from neve.castore.digest import format_digest
 from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directory import Directory, SizeRule
-from neve.castore.node import DirectoryNode, FileNode
+from neve.castore.node import DirectoryNode, FileNode, Node
 from neve.errors import (
     Corrupt,
     InvalidRequest,
@@ -27,7 +27,9 @@ from neve.errors import (
     Unavailable,
     Unsupported,
 )
+from neve.nix.store_path import StorePath
 from neve.proto.neve.admin.protos import rpc_admin_pb2
+from neve.proto.tvix.store.protos.pathinfo_pb2 import PathInfo as PathInfoMessage
 from neve.proto.tvix.store.protos.rpc_pathinfo_pb2 import CalculateNARResponse
 from neve.registry import parse_address
 from neve.rpc.channel import Connection
@@ -244,7 +246,9 @@ class _Answering(ForeignPathInfos):
     def Put(self, *_: Any) -> Any:  # noqa: N802
         return self.answer
 
-    def CalculateNAR(self, *_: Any) -> Any:  # noqa: N802
+    def CalculateNAR(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if isinstance(self.answer, PathInfoMessage):
+            return super().CalculateNAR(request, context)
         return self.answer
 
     def List(self, *_: Any) -> Any:  # noqa: N802
@@ -434,6 +438,34 @@ def test_the_server_computes_and_remembers(tree: Tree, tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             services.nar_calculation.calculate_nar(FileNode(bytes(32), 5))
         services.close()
+
+
+def test_what_lacks_its_narinfo_gets_it_on_the_way(tmp_path: Path) -> None:
+    """Of the server, if that can tell."""
+    with running_daemon("memory://", folder=tmp_path) as daemon:
+        services = daemon.services
+        node = FileNode(services.blobs.put_many([b"contents"])[0], 8)
+        client = PATH_INFO_SERVICES.open(daemon.url)
+        known = client.put(path_info("known"))
+        itself, unknown = store_path("itself"), store_path("unknown")
+
+        def bare(*references: StorePath, node: Node = node) -> PathInfo:
+            return PathInfo(itself, node, tuple(path.digest for path in references))
+
+        as_it_is = (bare(unknown), bare(node=FileNode(bytes(32), 1)), bare(known.store_path, unknown))
+        for given in as_it_is:
+            assert client.put(given) == given == services.path_infos.get(given.digest)
+            services.path_infos.delete_many([given.digest])
+        given = bare(known.store_path, itself)
+        nar = services.renderer.hash(node)
+        filled = NarDetails(size=nar.size, sha256=nar.sha256, reference_names=(known.store_path, itself))
+        assert client.put(given) == replace(given, nar=filled) == services.path_infos.get(given.digest)
+        assert client.put(given) == replace(given, nar=filled)
+        client.close()
+    with foreign_server() as url:
+        client = PATH_INFO_SERVICES.open(url)
+        assert client.put(bare()) == bare()
+        client.close()
 
 
 def test_services_that_are_not_all_on_one_server(tmp_path: Path) -> None:

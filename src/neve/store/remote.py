@@ -88,16 +88,11 @@ class GrpcNarCalculation(NarCalculation):
         self._otherwise = otherwise
 
     def calculate_nar(self, node: Node) -> Nar:
-        # Without a name: newer servers insist.
-        request = node_to_message(b"", node)
         try:
-            answer = self._connection.call(PATH_INFO_SERVICE, "CalculateNAR", request, timeout=LONG_TIMEOUT)
+            return calculated_nar(self._connection, node)
         except NotOffered as error:
             LOGGER.debug("rendering the NAR here: %s", error)
             return self._otherwise.calculate_nar(node)
-        return Nar(
-            answer.nar_size, received_sha256(answer.nar_sha256, f"{self._connection.url}: CalculateNAR")
-        )
 
 
 class GrpcNarNodes(NarNodes):
@@ -154,6 +149,14 @@ class GrpcNarNodes(NarNodes):
 
     def close(self) -> None:
         self._admin.close()
+
+
+def calculated_nar(connection: Connection, node: Node) -> Nar:
+    """The NAR as the server computes it. Raises ``NotFound``, ``NotOffered``."""
+    # Without a name: newer servers insist.
+    request = node_to_message(b"", node)
+    answer = connection.call(PATH_INFO_SERVICE, "CalculateNAR", request, timeout=LONG_TIMEOUT)
+    return Nar(answer.nar_size, received_sha256(answer.nar_sha256, f"{connection.url}: CalculateNAR"))
 
 
 def received_sha256(digest: bytes, where: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
@@ -14,9 +15,9 @@ from neve.proto.neve.admin.protos import rpc_admin_pb2
 from neve.proto.tvix.store.protos import pathinfo_pb2, rpc_pathinfo_pb2
 from neve.registry import Address
 from neve.rpc.channel import Connection, NotOffered
-from neve.store.path_info import PathInfo
+from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest
-from neve.store.remote import PATH_INFO_SERVICE, RemoteAdmin
+from neve.store.remote import PATH_INFO_SERVICE, RemoteAdmin, calculated_nar
 from neve.store.wire import decode_path_info, path_info_from_message, path_info_to_message
 from neve.telemetry import LOGGER
 
@@ -45,6 +46,8 @@ class GrpcPathInfoService(PathInfoService):
         return self._expected(message, digest, "Get")
 
     def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
+        if path_info.nar is None:
+            path_info = self._filled(path_info)
         message = path_info_to_message(path_info)
         if replace:
             name = "ReplacePathInfo"
@@ -53,6 +56,25 @@ class GrpcPathInfoService(PathInfoService):
             name = "Put"
             answer = self._connection.call(PATH_INFO_SERVICE, name, message)
         return self._stored(answer, path_info, name)
+
+    def _filled(self, path_info: PathInfo) -> PathInfo:
+        """With what is known of the NAR, since newer servers refuse one without. It is the server that
+        computes it and knows the references' names; if it cannot, it gets the path info as it is."""
+        names = {path_info.digest: path_info.store_path}
+        for digest in path_info.references:
+            if digest not in names:
+                if (found := self.get(digest)) is None:
+                    return path_info
+                names[digest] = found.store_path
+        try:
+            nar = calculated_nar(self._connection, path_info.node)
+        except (NotFound, NotOffered, PermissionDenied) as error:
+            LOGGER.debug("%s is sent without its NAR's hash: %s", path_info.store_path, error)
+            return path_info
+        references = tuple(names[digest] for digest in path_info.references)
+        return dataclasses.replace(
+            path_info, nar=NarDetails(size=nar.size, sha256=nar.sha256, reference_names=references)
+        )
 
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
         return self._admin.unless_refused(
