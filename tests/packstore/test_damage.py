@@ -344,3 +344,29 @@ def test_rubbish_instead_of_an_index(folder: Path) -> None:
         rebuild_index(folder, TABLES)
         with opened(folder) as store:
             assert contents(store) == expected
+
+
+def test_what_others_commit_while_a_store_is_verified_is_no_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder)
+    with opened(folder) as store:
+        set_name(store, b"name", b"old")
+        lengths, look = store.index.pack_lengths, store.index.audit_page
+        replaced = False
+
+        def replace_behind() -> dict[int, int]:
+            nonlocal replaced
+            found = lengths()
+            if not replaced:
+                replaced = True
+                set_name(store, b"name", b"new")
+            return found
+
+        def commit_and_look(table: int, after: bytes, limit: int) -> list[tuple[bytes, bytes, bool]]:
+            set_name(store, b"another", after)
+            return look(table, after, limit)
+
+        monkeypatch.setattr(store.index, "pack_lengths", replace_behind)
+        monkeypatch.setattr(store.index, "audit_page", commit_and_look)
+        assert problems(store) == []

@@ -112,6 +112,7 @@ class Proxy:
         self._acceptor = _Acceptor(path, self._carry)
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._room: dict[str, float] = {"up": float("inf"), "down": float("inf")}
+        self._held_from = {"up": float("inf"), "down": float("inf")}
         self.hold = threading.Event()
         """Unset, nothing goes through any more."""
         self.hold.set()
@@ -121,6 +122,10 @@ class Proxy:
     def cut_after(self, direction: str, size: int) -> None:
         """Hangs up when ``size`` more bytes have gone ``up`` or ``down``."""
         self._room[direction] = self.carried[direction] + size
+
+    def hold_after(self, direction: str, size: int) -> None:
+        """Unsets ``hold`` when ``size`` more bytes have gone ``up`` or ``down``."""
+        self._held_from[direction] = self.carried[direction] + size
 
     def mend(self) -> None:
         """Lets everything through again, for connections made from now on."""
@@ -149,6 +154,9 @@ class Proxy:
     def _copy(self, source: socket.socket, target: socket.socket, direction: str) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_READ_BYTES):
+                if self.carried[direction] + len(data) > self._held_from[direction]:
+                    self._held_from[direction] = float("inf")
+                    self.hold.clear()
                 self.hold.wait()
                 if self.carried[direction] + len(data) > self._room[direction]:
                     break

@@ -199,10 +199,11 @@ class _Verification:
     def _unconfirmed(self, table: Table, lengths: dict[int, int]) -> Iterator[Problem]:
         """Entries of the index that no intact frame stands behind, or that cannot be looked up."""
         known = {(problem.table, problem.key) for problem in self._report.problems}
-        lengths_now = self._store.index.pack_lengths()
         after = b""
         while page := self._store.index.audit_page(table.id, after, _PAGE):
             after = page[-1][0]
+            # Read after the page: what others have committed by then may be in it.
+            lengths_now = self._store.index.pack_lengths()
             for key, value, is_found in page:
                 try:
                     place = decode_location(key, value).place

@@ -278,7 +278,7 @@ def test_messages_stay_short(server: Server, memory: Services) -> None:
     narinfos = [
         cache.add("compression", says="x" * 100_000),
         cache.add("url", url="../" + "x" * 100_000),
-        cache.add("signatures", sign=[replace(OTHER_KEY, name=f"{'k' * 1000}{n}") for n in range(50)]),
+        cache.add("signatures", sign=[replace(OTHER_KEY, name=f"{'k' * 240}{n}") for n in range(50)]),
         cache.add("redirect"),
         cache.add("encoding"),
     ]

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from neve.registry import Address
-from neve.store.path_info import PathInfo, united
-from neve.store.pathinfos.base import PathInfoService, check_path_digest
+from neve.store.path_info import PathInfo
+from neve.store.pathinfos.base import PathInfoService, check_path_digest, to_be_stored
 
 DEFAULT_CAPACITY = 10_000
 """Some 10 MiB, with references and signatures as usual."""
@@ -35,7 +35,7 @@ class LruPathInfoService(PathInfoService):
     def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
         with self._lock:
             stored = None if replace else self._path_infos.get(path_info.digest)
-            result = united(stored, path_info)
+            result = to_be_stored(stored, path_info)
             self._path_infos[path_info.digest] = result
             self._path_infos.move_to_end(path_info.digest)
             while len(self._path_infos) > self._capacity:
