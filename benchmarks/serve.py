@@ -201,6 +201,7 @@ def nix_copy(paths: Sequence[str], source: str | None, target: str | None) -> fl
     command = [*NIX, "copy", "--no-check-sigs"]
     command += ["--from", source] if source else []
     command += ["--to", target] if target else []
+    os.sync()
     started = time.perf_counter()
     run([*command, *paths])
     return time.perf_counter() - started
@@ -212,6 +213,7 @@ def nix_store(root: Path) -> str:
 
 def push(paths: Sequence[str], root: Path, target: str) -> float:
     command = [*NIX, "--store", nix_store(root), "copy", "--no-check-sigs", "--to", target, *paths]
+    os.sync()  # Who syncs must not have to wait for what others have left behind.
     return run(command).wall
 
 
