@@ -27,11 +27,12 @@ from neve.http_cache.pages.lookup import Missing
 from neve.http_cache.pages.text import exact_size, short_size
 from neve.http_cache.pages.threads import Busy
 from neve.http_cache.site import Site
+from neve.http_cache.statuses import Refused, line_of
 from neve.telemetry import LOGGER
 
 PAGE_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
         "base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
@@ -57,6 +58,7 @@ _RETRY_SECONDS = 5
 _ERRORS: tuple[tuple[type[NeveError], int, str, str | None], ...] = (
     (Missing, 404, "Not here", None),
     (Busy, 503, "Busy", None),
+    (Refused, 502, "Not available", None),  # By a store further away.
     (Unavailable, 503, "Not available", "The store behind this cache does not answer right now."),
     (PermissionDenied, 502, "Not available", "The store behind this cache refuses access."),
     (Corrupt, 500, "Damaged data", None),
@@ -107,7 +109,7 @@ class Renderer:
         status, heading, message = next(row[1:] for row in _ERRORS if isinstance(error, row[0]))
         if status >= 500:
             LOGGER.warning("%r cannot be shown: %s", request.scope["path"], error)
-        values = {"status": status, "heading": heading, "message": message or str(error)}
+        values = {"status": status, "heading": heading, "message": message or line_of(error).decode().strip()}
         response = self.page(request, "error.html", values, status)
         if status == 503:
             response.headers["Retry-After"] = str(_RETRY_SECONDS)

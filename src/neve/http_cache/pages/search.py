@@ -17,8 +17,8 @@ MAX_QUERY = 8192
 
 _FOUND = 50
 """Results on a page."""
-_EXAMINED = 20_000
-_SECONDS = 1.5
+_EXAMINED = 50_000
+_SECONDS = 2.0
 """What one request may look through: a person waits for it, and a thread is taken."""
 _DIGEST_CHARACTERS = base32.encoded_length(DIGEST_SIZE)
 
