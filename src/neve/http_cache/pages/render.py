@@ -63,7 +63,7 @@ _ERRORS: tuple[tuple[type[NeveError], int, str, str | None], ...] = (
     (PermissionDenied, 502, "Not available", "The store behind this cache refuses access."),
     (Corrupt, 500, "Damaged data", None),
     (NotFound, 500, "Incomplete data", None),
-    (InvalidRequest, 400, "That cannot be", None),
+    (InvalidRequest, 400, "Not understood", None),
     (NeveError, 500, "Something went wrong", None),
 )
 

@@ -45,9 +45,9 @@ def exact_place(query: str) -> tuple[StorePath, tuple[bytes, ...]] | None:
     """
     if not query.startswith("/"):
         return None
-    raw = query.encode("utf-8", "surrogateescape")
-    store_path, rest = StorePath.parse_with_rest(raw)
-    return store_path, parse_path(rest)
+    # As text, which errors show as people wrote it; names of files are bytes.
+    store_path, rest = StorePath.parse_with_rest(query)
+    return store_path, parse_path(rest.encode("utf-8", "surrogateescape"))
 
 
 def whole_digest(query: str) -> bytes | None:
