@@ -64,6 +64,7 @@ def browser(started: Any) -> Any:
     started.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     started.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     started.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    started.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})
     started.get_log("browser")
     return started
 
@@ -120,7 +121,10 @@ def test_from_the_start_page_to_a_file(browser: Any, served: Served, scripts: bo
     assert complaints(browser) == []
 
 
-def test_nothing_that_a_store_path_holds_runs(browser: Any, served: Served) -> None:
+@pytest.mark.parametrize("policy", [True, False])
+def test_nothing_that_a_store_path_holds_runs(browser: Any, served: Served, policy: bool) -> None:
+    """Because it is escaped, also in a browser that knows no Content-Security-Policy."""
+    browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": not policy})
     browser.get(served.url + address_of(HOSTILE))
     assert browser.title == "hostile-1 · Test cache"
     assert browser.execute_script("return document.body.id") == ""
@@ -131,6 +135,20 @@ def test_nothing_that_a_store_path_holds_runs(browser: Any, served: Served) -> N
         assert browser.title.endswith(" · hostile-1 · Test cache")
         assert browser.execute_script("return document.body.id") == ""
     assert complaints(browser) == []
+
+
+def test_a_page_runs_no_script_even_if_one_got_into_it(browser: Any, served: Served) -> None:
+    browser.get(served.url + address_of(HOSTILE))
+    browser.execute_script(
+        """
+        const script = document.createElement('script');
+        script.textContent = "document.title = 'pwned'";
+        document.body.append(script);
+        document.body.insertAdjacentHTML('beforeend', '<img src="x:" onerror="document.title=1">');
+        """
+    )
+    assert browser.title == "hostile-1 · Test cache"
+    assert "Content Security Policy" in " ".join(complaints(browser))
 
 
 @pytest.mark.parametrize(

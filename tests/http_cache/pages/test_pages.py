@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neve.errors import Unsupported
 from neve.http_cache.pages.contents import ENTRIES
+from neve.http_cache.pages.text import shown
 from neve.http_cache.site import Site
 from neve.nix import base32
 from neve.store.path_info import NarDetails, PathDescription, PathInfo
@@ -53,7 +57,7 @@ def assert_safe(answer: Answer) -> None:
         assert tag not in ("script", "iframe", "object", "embed", "base", "template")
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
     for link in page.links:
-        assert link.address.startswith(answer.url.partition("/path")[0].rsplit("/", 1)[0])
+        assert urlsplit(link.address)[:2] == urlsplit(answer.url)[:2]
 
 
 def test_the_start_page_tells_how_to_use_the_cache(served: Served) -> None:
@@ -169,6 +173,92 @@ def test_hostile_names_and_targets_are_only_text(served: Served) -> None:
     # What leaves the store is no link.
     assert not page.linked("//evil.example/x")
     assert not page.linked("../../../etc/passwd")
+
+
+file_names = st.binary(min_size=1, max_size=40).filter(
+    lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(file_names, min_size=1, max_size=12))
+def test_links_lead_to_files_whatever_their_names(served: Served, names: set[bytes]) -> None:
+    name = f"names-{hashlib.sha256(repr(sorted(names)).encode()).hexdigest()}"
+    files: list[Event] = [File(each, False, b"contents of " + each) for each in sorted(names)]
+    put(served.services, name, [EnterDirectory(b""), *files, LEAVE_DIRECTORY])
+    answer = served.get(address_of(named(name)))
+    assert_safe(answer)
+    entries = [link for link in answer.page.links if link.attributes.get("class") == "name"]
+    assert [link.text for link in entries] == [shown(each) for each in sorted(names)]
+    for each, link in zip(sorted(names), entries, strict=True):
+        below = served.get(link.address)
+        assert_safe(below)
+        assert served.get(below.page.link("Download")).body == b"contents of " + each
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/search?q=%ff%fe%3Cscript%3Ealert(1)%3C/script%3E",
+        "/search?q=%22%20autofocus%20onfocus=alert(1)%20x=%22",
+        "/search?q=%ed%a0%80",
+        "/search?q=a%00b%0d%0aSet-Cookie:%20x",
+        "/search?q=%7B%7B7*7%7D%7D",
+    ],
+)
+def test_what_is_searched_for_is_only_text(served: Served, path: str) -> None:
+    answer = served.get(path)
+    assert answer.status == 200
+    assert "set-cookie" not in answer.headers
+    assert_safe(answer)
+    [field] = [each for each in answer.page.all("input") if each["name"] == "q"]
+    assert set(field) <= {
+        "id",
+        "name",
+        "type",
+        "placeholder",
+        "autocomplete",
+        "autocapitalize",
+        "spellcheck",
+        "value",
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/path/{HELLO.base_name}//share",
+        f"/path/{HELLO.base_name}/",
+        f"//evil.example/path/{HELLO.base_name}/",
+        f"/path//evil.example/{HELLO.base_name}",
+        f"/raw//{HELLO.base_name}/share//README.md",
+        f"/search?q={HELLO.absolute}//evil.example",
+        "/search?q=//evil.example",
+        "/path/%2f%2fevil.example",
+        "/path/%0d%0aLocation:%20//evil.example",
+    ],
+)
+def test_nothing_leads_to_another_host(served: Served, path: str) -> None:
+    answer = served.get(path)
+    assert answer.status in (301, 303, 400, 404)
+    location = urljoin(answer.url, answer.headers.get("location", ""))
+    assert urlsplit(location).netloc == f"127.0.0.1:{served.port}"
+    if answer.status in (301, 303) and "evil" not in path:
+        assert served.get(location).status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/search", address_of(HELLO), "/static/x.css", "/other"])
+def test_pages_are_only_read(served: Served, path: str) -> None:
+    answer = served.get(path, method="POST")
+    assert (answer.status, sorted(answer.headers["allow"].split(", "))) == (405, ["GET", "HEAD"])
+
+
+@pytest.mark.parametrize("path", ["/", "/search?q=hello", address_of(HELLO), "/no/such/page"])
+def test_shared_caches_keep_nothing_that_may_be_private(served: Served, path: str) -> None:
+    headers = served.get(path).headers
+    assert headers["cache-control"] == "private, no-cache"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-frame-options"] == "DENY"
 
 
 @pytest.mark.parametrize("name", [b"evil.svg", *samples.HOSTILE_NAMES])

@@ -77,10 +77,18 @@ class Related(NamedTuple):
     """Else, what finds it. None for both: it is not in the store."""
 
 
-def find(services: Services, store_path: StorePath) -> PathInfo | PathDescription:
-    """What the store, or the cache it fetches from, tells of a path. Raises ``Missing``."""
+def describe(services: Services, digest: bytes) -> PathInfo | PathDescription | None:
+    """What the store, or the cache it fetches from, tells of the path with this digest.
+
+    What either of them says wrong is not the fault of who asks.
+    """
     with far_errors():
-        found = services.path_infos.describe(store_path.digest)
+        return services.path_infos.describe(digest)
+
+
+def find(services: Services, store_path: StorePath) -> PathInfo | PathDescription:
+    """What there is to tell of a path. Raises ``Missing``."""
+    found = describe(services, store_path.digest)
     if found is None:
         raise Missing(f"{store_path} is not in this cache")
     if found.store_path != store_path:

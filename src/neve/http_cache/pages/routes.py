@@ -111,7 +111,7 @@ class _Pages:
         if exact is not None:
             return RedirectResponse(links.path(*exact), 303)
         digest = whole_digest(query)
-        known = None if digest is None else self._services.path_infos.describe(digest)
+        known = None if digest is None else lookup.describe(self._services, digest)
         if known is not None:
             return RedirectResponse(links.path(known.store_path), 303)
         after = parse_after(fields.get("after", ""))
