@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
@@ -16,6 +17,7 @@ from neve.http_cache.pages.contents import ENTRIES
 from neve.http_cache.pages.text import shown
 from neve.http_cache.site import Site
 from neve.nix import base32
+from neve.nix.compression import decompressed
 from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.services import Services, open_services
@@ -43,6 +45,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 HELLO = named("hello-2.12")
 LIBRARY = named("snowlib-2.36")
+
+
+def unpacked_zstd(data: bytes) -> bytes:
+    return b"".join(decompressed([data], "zstd"))
 
 
 def assert_safe(answer: Answer) -> None:
@@ -261,6 +267,22 @@ def test_shared_caches_keep_nothing_that_may_be_private(served: Served, path: st
     assert headers["x-frame-options"] == "DENY"
 
 
+@pytest.mark.parametrize(
+    ("encoding", "unpacked"), [("gzip", gzip.decompress), ("zstd", unpacked_zstd), ("br", bytes)]
+)
+def test_pages_travel_compressed(served: Served, encoding: str, unpacked: Callable[[bytes], bytes]) -> None:
+    [style] = [link for link in served.page("/").all("link") if link["rel"] == "stylesheet"]
+    for path in (address_of(named("many-1")), "/" + str(style["href"]).removeprefix("./")):
+        whole = served.get(path)
+        packed = served.get(path, headers={"Accept-Encoding": encoding})
+        assert unpacked(packed.body) == whole.body
+        assert packed.headers.get("content-encoding") == (None if encoding == "br" else encoding)
+        assert encoding == "br" or len(packed.body) < len(whole.body) / 2
+        assert packed.headers["vary"] == whole.headers["vary"] == "Accept-Encoding"
+        head = served.get(path, method="HEAD", headers={"Accept-Encoding": encoding})
+        assert head.headers["content-length"] == str(len(packed.body))
+
+
 @pytest.mark.parametrize("name", [b"evil.svg", *samples.HOSTILE_NAMES])
 def test_files_themselves_are_sandboxed(served: Served, name: bytes) -> None:
     answer = served.get(address_of(named("hostile-1"), name, route="raw"))
@@ -283,9 +305,13 @@ def test_ranges_and_tags_of_files(served: Served) -> None:
     part = served.get(address, headers={"Range": "bytes=1-3"})
     assert (part.status, part.body) == (206, b"ELF")
     assert part.headers["content-range"] == "bytes 1-3/300007"
-    assert served.get(address, headers={"Range": "bytes=999999-"}).status == 416
+    beyond = served.get(address, headers={"Range": "bytes=999999-"})
+    assert (beyond.status, beyond.headers["content-range"]) == (416, "bytes */300007")
+    assert beyond.headers["x-content-type-options"] == "nosniff"
     same = served.get(address, headers={"If-None-Match": part.headers["etag"]})
     assert (same.status, same.body) == (304, b"")
+    several = served.get(address, headers={"Range": "bytes=1-3,5-6"})
+    assert (several.status, len(several.body)) == (200, 300_007)
     old = served.get(address, headers={"Range": "bytes=1-3", "If-Range": '"other"'})
     assert (old.status, len(old.body)) == (200, 300_007)
 

@@ -14,7 +14,6 @@ scan.py       going through many store paths, a bounded part for each request
 search.py     what a search asks for, and what it finds
 summary.py    the numbers of the start page
 raw.py        files themselves, sandboxed
-ranges.py     the Range header
 text.py       names, sizes and contents, made showable
 threads.py    threads for looking into the store, few at a time
 """

@@ -90,7 +90,7 @@ class _Pages:
 
     async def static(self, request: Request) -> Response:
         try:
-            return self._renderer.static(request.path_params["name"])
+            return self._renderer.static(request, request.path_params["name"])
         except lookup.Missing as error:
             return self._renderer.error(request, error)
 

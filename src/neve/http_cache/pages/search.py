@@ -20,6 +20,9 @@ _FOUND = 50
 _EXAMINED = 50_000
 _SECONDS = 2.0
 """What one request may look through: a person waits for it, and a thread is taken."""
+_GOING_ON_EXAMINED = 200_000
+_GOING_ON_SECONDS = 5.0
+"""The same for who wants to go on, and so knows that it takes a while: ten times for a million paths."""
 _DIGEST_CHARACTERS = base32.encoded_length(DIGEST_SIZE)
 
 
@@ -76,14 +79,18 @@ def search(
     after: bytes = b"",
     *,
     found: int = _FOUND,
-    examined: int = _EXAMINED,
-    seconds: float = _SECONDS,
+    examined: int | None = None,
+    seconds: float | None = None,
 ) -> Found:
     """Store paths whose name contains ``query`` or whose hash begins with it, whatever the case.
 
     Looks at up to ``examined`` paths behind ``after``, in the order of their digests.
     """
     needle = query.lower()
+    if examined is None:
+        examined = _GOING_ON_EXAMINED if after else _EXAMINED
+    if seconds is None:
+        seconds = _GOING_ON_SECONDS if after else _SECONDS
     scan = Scan(path_infos, after=after, limit=examined, seconds=seconds)
     matching: list[PathInfo] = []
     problem = None
