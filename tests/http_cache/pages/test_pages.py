@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from neve.http_cache.pages.text import shown
 from neve.http_cache.site import Site
 from neve.nix import base32
 from neve.nix.compression import decompressed
+from neve.nix.store_path import StorePath
 from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.services import Services, open_services
@@ -28,6 +30,11 @@ from tests.http_cache.pages.served import Answer, Served, serving
 from tests.store.helpers import memory_services
 
 MANY = 1234
+VECTORS = Path(__file__).parents[2] / "vectors"
+_CACHE = json.loads((VECTORS / "cache.json").read_text())
+VECTOR_KEY: str = _CACHE["public_key"]
+[(_REFERENCE, [_REFERRED])] = _CACHE["references"].items()
+VECTOR_REFERENCE = (_REFERENCE, _REFERRED)
 
 
 @pytest.fixture(scope="module")
@@ -432,6 +439,31 @@ def test_a_backend_that_only_describes() -> None:
         assert below.status == 404
         assert "not been fetched" in below.page.text
     assert silent.fetched == 0
+
+
+def test_a_pull_through_cache(tmp_path: Path) -> None:
+    """A real one: a page fetches nothing, and shows what came for somebody else."""
+    far = f"nix+file://{VECTORS / 'cache-xz'}?trusted-public-keys=" + quote(VECTOR_KEY, safe="")
+    near = f"local://{tmp_path}/near"
+    services = open_services(near, path_info_service=f"cache://?near={quote(near)}&far={quote(far)}")
+    reference, referred = map(StorePath.parse, VECTOR_REFERENCE)
+    with serving(services) as served:
+        page = served.page(address_of(reference))
+        assert "The contents are in another cache" in page.text
+        assert served.page(page.link(referred.base_name)).linked("narinfo")
+        found = served.get(f"/search?q={base32.encode(reference.digest)}")
+        assert (found.status, found.headers["location"]) == (303, f".{address_of(reference)}")
+        for route in ("path", "raw"):
+            assert served.get(address_of(reference, b"x", route=route)).status == 404
+        assert list(services.blobs.list()) == []
+        assert services.path_infos.get(reference.digest) is not None
+        page = served.page(address_of(reference))
+        assert referred.absolute in page.text
+        assert page.link("Download").endswith(address_of(reference, route="raw"))
+        # Far away is not asked who refers to a path; near is.
+        referrers = served.page(address_of(referred))
+        assert referrers.linked(reference.base_name)
+    services.close()
 
 
 def test_contents_that_are_missing_are_told(tmp_path: Path) -> None:
