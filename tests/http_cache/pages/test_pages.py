@@ -31,10 +31,6 @@ from tests.store.helpers import memory_services
 
 MANY = 1234
 VECTORS = Path(__file__).parents[2] / "vectors"
-_CACHE = json.loads((VECTORS / "cache.json").read_text())
-VECTOR_KEY: str = _CACHE["public_key"]
-[(_REFERENCE, [_REFERRED])] = _CACHE["references"].items()
-VECTOR_REFERENCE = (_REFERENCE, _REFERRED)
 
 
 @pytest.fixture(scope="module")
@@ -443,10 +439,13 @@ def test_a_backend_that_only_describes() -> None:
 
 def test_a_pull_through_cache(tmp_path: Path) -> None:
     """A real one: a page fetches nothing, and shows what came for somebody else."""
-    far = f"nix+file://{VECTORS / 'cache-xz'}?trusted-public-keys=" + quote(VECTOR_KEY, safe="")
+    told = json.loads((VECTORS / "cache.json").read_text())
+    key = quote(told["public_key"], safe="")
+    far = f"nix+file://{VECTORS / 'cache-xz'}?trusted-public-keys={key}"
     near = f"local://{tmp_path}/near"
     services = open_services(near, path_info_service=f"cache://?near={quote(near)}&far={quote(far)}")
-    reference, referred = map(StorePath.parse, VECTOR_REFERENCE)
+    [(name, [referred_name])] = told["references"].items()
+    reference, referred = StorePath.parse(name), StorePath.parse(referred_name)
     with serving(services) as served:
         page = served.page(address_of(reference))
         assert "The contents are in another cache" in page.text

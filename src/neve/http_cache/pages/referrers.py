@@ -16,7 +16,7 @@ _KEPT_BYTES = 64 * 1024 * 1024
 
 
 class KeptReferrers:
-    """Asks a store for referrers, of one path at a time: a million of them take some seconds, and 60 MiB
+    """Asks a store for referrers, of one path at a time: a million of them take some seconds, and 70 MiB
     until they are in one piece. Long lists are kept for a minute, for who turns over pages. Thread-safe.
     """
 

@@ -84,7 +84,8 @@ def search(
 ) -> Found:
     """Store paths whose name contains ``query`` or whose hash begins with it, whatever the case.
 
-    Looks at up to ``examined`` paths behind ``after``, in the order of their digests.
+    Looks at up to ``examined`` paths behind ``after``, in the order of their digests, for ``seconds``; by
+    default at less for the first page than for those who go on.
     """
     needle = query.lower()
     if examined is None:
