@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neve.errors import Unsupported
 from neve.http_cache.pages.contents import ENTRIES
+from neve.http_cache.pages.text import shown
 from neve.http_cache.site import Site
 from neve.nix import base32
+from neve.nix.compression import decompressed
+from neve.nix.store_path import StorePath
 from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.services import Services, open_services
@@ -22,6 +30,7 @@ from tests.http_cache.pages.served import Answer, Served, serving
 from tests.store.helpers import memory_services
 
 MANY = 1234
+VECTORS = Path(__file__).parents[2] / "vectors"
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +50,10 @@ HELLO = named("hello-2.12")
 LIBRARY = named("snowlib-2.36")
 
 
+def unpacked_zstd(data: bytes) -> bytes:
+    return b"".join(decompressed([data], "zstd"))
+
+
 def assert_safe(answer: Answer) -> None:
     """Nothing in it can run, whatever the store holds."""
     policy = answer.headers["content-security-policy"]
@@ -53,7 +66,7 @@ def assert_safe(answer: Answer) -> None:
         assert tag not in ("script", "iframe", "object", "embed", "base", "template")
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
     for link in page.links:
-        assert link.address.startswith(answer.url.partition("/path")[0].rsplit("/", 1)[0])
+        assert urlsplit(link.address)[:2] == urlsplit(answer.url)[:2]
 
 
 def test_the_start_page_tells_how_to_use_the_cache(served: Served) -> None:
@@ -171,6 +184,108 @@ def test_hostile_names_and_targets_are_only_text(served: Served) -> None:
     assert not page.linked("../../../etc/passwd")
 
 
+file_names = st.binary(min_size=1, max_size=40).filter(
+    lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(file_names, min_size=1, max_size=12))
+def test_links_lead_to_files_whatever_their_names(served: Served, names: set[bytes]) -> None:
+    name = f"names-{hashlib.sha256(repr(sorted(names)).encode()).hexdigest()}"
+    files: list[Event] = [File(each, False, b"contents of " + each) for each in sorted(names)]
+    put(served.services, name, [EnterDirectory(b""), *files, LEAVE_DIRECTORY])
+    answer = served.get(address_of(named(name)))
+    assert_safe(answer)
+    entries = [link for link in answer.page.links if link.attributes.get("class") == "name"]
+    assert [link.text for link in entries] == [shown(each) for each in sorted(names)]
+    for each, link in zip(sorted(names), entries, strict=True):
+        below = served.get(link.address)
+        assert_safe(below)
+        assert served.get(below.page.link("Download")).body == b"contents of " + each
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/search?q=%ff%fe%3Cscript%3Ealert(1)%3C/script%3E",
+        "/search?q=%22%20autofocus%20onfocus=alert(1)%20x=%22",
+        "/search?q=%ed%a0%80",
+        "/search?q=a%00b%0d%0aSet-Cookie:%20x",
+        "/search?q=%7B%7B7*7%7D%7D",
+    ],
+)
+def test_what_is_searched_for_is_only_text(served: Served, path: str) -> None:
+    answer = served.get(path)
+    assert answer.status == 200
+    assert "set-cookie" not in answer.headers
+    assert_safe(answer)
+    [field] = [each for each in answer.page.all("input") if each["name"] == "q"]
+    assert set(field) <= {
+        "id",
+        "name",
+        "type",
+        "placeholder",
+        "autocomplete",
+        "autocapitalize",
+        "spellcheck",
+        "value",
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/path/{HELLO.base_name}//share",
+        f"/path/{HELLO.base_name}/",
+        f"//evil.example/path/{HELLO.base_name}/",
+        f"/path//evil.example/{HELLO.base_name}",
+        f"/raw//{HELLO.base_name}/share//README.md",
+        f"/search?q={HELLO.absolute}//evil.example",
+        "/search?q=//evil.example",
+        "/path/%2f%2fevil.example",
+        "/path/%0d%0aLocation:%20//evil.example",
+    ],
+)
+def test_nothing_leads_to_another_host(served: Served, path: str) -> None:
+    answer = served.get(path)
+    assert answer.status in (301, 303, 400, 404)
+    location = urljoin(answer.url, answer.headers.get("location", ""))
+    assert urlsplit(location).netloc == f"127.0.0.1:{served.port}"
+    if answer.status in (301, 303) and "evil" not in path:
+        assert served.get(location).status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/search", address_of(HELLO), "/static/x.css", "/other"])
+def test_pages_are_only_read(served: Served, path: str) -> None:
+    answer = served.get(path, method="POST")
+    assert (answer.status, sorted(answer.headers["allow"].split(", "))) == (405, ["GET", "HEAD"])
+
+
+@pytest.mark.parametrize("path", ["/", "/search?q=hello", address_of(HELLO), "/no/such/page"])
+def test_shared_caches_keep_nothing_that_may_be_private(served: Served, path: str) -> None:
+    headers = served.get(path).headers
+    assert headers["cache-control"] == "private, no-cache"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "unpacked"), [("gzip", gzip.decompress), ("zstd", unpacked_zstd), ("br", bytes)]
+)
+def test_pages_travel_compressed(served: Served, encoding: str, unpacked: Callable[[bytes], bytes]) -> None:
+    [style] = [link for link in served.page("/").all("link") if link["rel"] == "stylesheet"]
+    for path in (address_of(named("many-1")), "/" + str(style["href"]).removeprefix("./")):
+        whole = served.get(path)
+        packed = served.get(path, headers={"Accept-Encoding": encoding})
+        assert unpacked(packed.body) == whole.body
+        assert packed.headers.get("content-encoding") == (None if encoding == "br" else encoding)
+        assert encoding == "br" or len(packed.body) < len(whole.body) / 2
+        assert packed.headers["vary"] == whole.headers["vary"] == "Accept-Encoding"
+        head = served.get(path, method="HEAD", headers={"Accept-Encoding": encoding})
+        assert head.headers["content-length"] == str(len(packed.body))
+
+
 @pytest.mark.parametrize("name", [b"evil.svg", *samples.HOSTILE_NAMES])
 def test_files_themselves_are_sandboxed(served: Served, name: bytes) -> None:
     answer = served.get(address_of(named("hostile-1"), name, route="raw"))
@@ -193,9 +308,13 @@ def test_ranges_and_tags_of_files(served: Served) -> None:
     part = served.get(address, headers={"Range": "bytes=1-3"})
     assert (part.status, part.body) == (206, b"ELF")
     assert part.headers["content-range"] == "bytes 1-3/300007"
-    assert served.get(address, headers={"Range": "bytes=999999-"}).status == 416
+    beyond = served.get(address, headers={"Range": "bytes=999999-"})
+    assert (beyond.status, beyond.headers["content-range"]) == (416, "bytes */300007")
+    assert beyond.headers["x-content-type-options"] == "nosniff"
     same = served.get(address, headers={"If-None-Match": part.headers["etag"]})
     assert (same.status, same.body) == (304, b"")
+    several = served.get(address, headers={"Range": "bytes=1-3,5-6"})
+    assert (several.status, len(several.body)) == (200, 300_007)
     old = served.get(address, headers={"Range": "bytes=1-3", "If-Range": '"other"'})
     assert (old.status, len(old.body)) == (200, 300_007)
 
@@ -316,6 +435,34 @@ def test_a_backend_that_only_describes() -> None:
         assert below.status == 404
         assert "not been fetched" in below.page.text
     assert silent.fetched == 0
+
+
+def test_a_pull_through_cache(tmp_path: Path) -> None:
+    """A real one: a page fetches nothing, and shows what came for somebody else."""
+    told = json.loads((VECTORS / "cache.json").read_text())
+    key = quote(told["public_key"], safe="")
+    far = f"nix+file://{VECTORS / 'cache-xz'}?trusted-public-keys={key}"
+    near = f"local://{tmp_path}/near"
+    services = open_services(near, path_info_service=f"cache://?near={quote(near)}&far={quote(far)}")
+    [(name, [referred_name])] = told["references"].items()
+    reference, referred = StorePath.parse(name), StorePath.parse(referred_name)
+    with serving(services) as served:
+        page = served.page(address_of(reference))
+        assert "The contents are in another cache" in page.text
+        assert served.page(page.link(referred.base_name)).linked("narinfo")
+        found = served.get(f"/search?q={base32.encode(reference.digest)}")
+        assert (found.status, found.headers["location"]) == (303, f".{address_of(reference)}")
+        for route in ("path", "raw"):
+            assert served.get(address_of(reference, b"x", route=route)).status == 404
+        assert list(services.blobs.list()) == []
+        assert services.path_infos.get(reference.digest) is not None
+        page = served.page(address_of(reference))
+        assert referred.absolute in page.text
+        assert page.link("Download").endswith(address_of(reference, route="raw"))
+        # Far away is not asked who refers to a path; near is.
+        referrers = served.page(address_of(referred))
+        assert referrers.linked(reference.base_name)
+    services.close()
 
 
 def test_contents_that_are_missing_are_told(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ routes.py     the routes, from request to page
 render.py     templates, security headers, pages for errors
 locations.py  from addresses to bytes and back: every link is made there
 lookup.py     what the store knows of a path: node, references, referrers
+referrers.py  long lists of referrers, kept for a while
 contents.py   what is at a place of a store path: a listing, a preview, a target
 scan.py       going through many store paths, a bounded part for each request
 search.py     what a search asks for, and what it finds
 summary.py    the numbers of the start page
 raw.py        files themselves, sandboxed
-ranges.py     the Range header
 text.py       names, sizes and contents, made showable
 threads.py    threads for looking into the store, few at a time
 """

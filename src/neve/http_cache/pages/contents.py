@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from neve.castore.blobs.base import BlobService
 from neve.castore.digest import format_digest
+from neve.castore.directories.base import DirectoryService
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
 from neve.castore.traverse import get_directory, large_file
 from neve.http_cache.pages.locations import Links, resolved
-from neve.http_cache.pages.lookup import Part, find_node, part_bounds
+from neve.http_cache.pages.lookup import Part, find_node, looking_into, part_bounds
 from neve.http_cache.pages.text import PREVIEW_BYTES, decoded, honest, shown
 from neve.nix.store_path import StorePath
 from neve.store.services import Services
 
 ENTRIES = 500
 """Entries of a directory on a page: some hundred kilobytes of HTML."""
-
-_LARGE_TREE = 50_000
-_LARGE_AT_ONCE = threading.BoundedSemaphore(2)
-"""A tree with more nodes may have a Directory that takes a hundred megabytes as objects (300,000 entries): of
-those, two are looked at at a time."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +79,17 @@ def contents_at(services: Services, place: Place, number: int) -> Contents:
     if isinstance(node, SymlinkNode):
         href = place.target_href((), node.target)
         return Contents("symlink", target=shown(node.target), target_href=href)
-    large = _LARGE_AT_ONCE if node.size > _LARGE_TREE else contextlib.nullcontext()
-    with large:
-        directory = get_directory(services.directories, node.digest)
-        start, stop = part_bounds(number, ENTRIES, len(directory))
-        entries = [_entry(place, name, child) for name, child in islice(directory, start, stop)]
-        total = len(directory)
-    listing = Part(entries, number, ENTRIES, total)
+    with looking_into(node):
+        listing = _listing(services.directories, place, node, number)
     return Contents("directory", format_digest(node.digest), listing=listing)
+
+
+def _listing(directories: DirectoryService, place: Place, node: DirectoryNode, number: int) -> Part[Entry]:
+    """One page of a directory. The Directory itself, which may be large, is let go."""
+    directory = get_directory(directories, node.digest)
+    start, stop = part_bounds(number, ENTRIES, len(directory))
+    entries = [_entry(place, name, child) for name, child in islice(directory, start, stop)]
+    return Part(entries, number, ENTRIES, len(directory))
 
 
 def head_of(blobs: BlobService, node: FileNode) -> bytes:

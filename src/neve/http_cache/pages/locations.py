@@ -90,7 +90,7 @@ def asked_for(scope: Scope) -> tuple[StorePath, tuple[bytes, ...], bool]:
     parts = [unquote_to_bytes(segment) for segment in segments if segment]
     if not parts:
         raise InvalidRequest("the address names no store path")
-    store_path = StorePath.parse_base_name(parts[0])
+    store_path = StorePath.parse_base_name(parts[0].decode("latin-1"))
     for part in parts[1:]:
         if b"/" in part:
             raise InvalidRequest("a name in the address contains a slash")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from neve.castore.node import Node
+from neve.castore.node import DirectoryNode, Node
 from neve.castore.traverse import descend
 from neve.errors import NeveError, NotFound, Unsupported
+from neve.http_cache.pages.referrers import KeptReferrers
 from neve.http_cache.pages.text import shown
+from neve.http_cache.statuses import far_errors
 from neve.nix import base32
-from neve.nix.store_path import StorePath
+from neve.nix.store_path import DIGEST_SIZE, StorePath
 from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.services import Services
@@ -21,6 +25,11 @@ _RELATED = 100
 """References, and referrers, on a page: each costs a look at the store."""
 _RELATED_SECONDS = 1.0
 """How long a page looks for them; to a backend that is far, a look takes long."""
+
+_LARGE_TREE = 50_000
+_ONE_LARGE = threading.Lock()
+"""A tree with more nodes may have a Directory that takes 150 MiB as objects (300,000 entries): one of those
+is looked at at a time. It keeps the interpreter busy, so nobody would be faster side by side."""
 
 T = TypeVar("T")
 
@@ -63,12 +72,23 @@ class Related(NamedTuple):
 
     text: str
     store_path: StorePath | None
-    """What to link to; None: it is not in the store."""
+    """What to link to, if that is known."""
+    search: str | None = None
+    """Else, what finds it. None for both: it is not in the store."""
+
+
+def describe(services: Services, digest: bytes) -> PathInfo | PathDescription | None:
+    """What the store, or the cache it fetches from, tells of the path with this digest.
+
+    What either of them says wrong is not the fault of who asks.
+    """
+    with far_errors():
+        return services.path_infos.describe(digest)
 
 
 def find(services: Services, store_path: StorePath) -> PathInfo | PathDescription:
-    """What the store, or the cache it fetches from, tells of a path. Raises ``Missing``."""
-    found = services.path_infos.describe(store_path.digest)
+    """What there is to tell of a path. Raises ``Missing``."""
+    found = describe(services, store_path.digest)
     if found is None:
         raise Missing(f"{store_path} is not in this cache")
     if found.store_path != store_path:
@@ -76,12 +96,21 @@ def find(services: Services, store_path: StorePath) -> PathInfo | PathDescriptio
     return found
 
 
+@contextlib.contextmanager
+def looking_into(node: Node) -> Iterator[None]:
+    """In the block, Directories of a tree may be held."""
+    large = isinstance(node, DirectoryNode) and node.size > _LARGE_TREE
+    with _ONE_LARGE if large else contextlib.nullcontext():
+        yield
+
+
 def find_node(services: Services, store_path: StorePath, components: Sequence[bytes]) -> Node:
     """What is at a place below a store path. Raises ``Missing``, also for contents that are elsewhere."""
     found = find(services, store_path)
     if isinstance(found, PathDescription):
         raise Missing(f"the contents of {store_path} have not been fetched into this cache yet")
-    node = descend(services.directories, found.node, components)
+    with looking_into(found.node):
+        node = descend(services.directories, found.node, components)
     if node is None:
         below = shown(b"/".join(components))
         raise Missing(f"{store_path} has nothing at {below}")
@@ -109,7 +138,8 @@ class Neighbours:
         found = self._look(digest)
         if isinstance(found, StorePath):
             return Related(found.base_name, found)
-        return Related(f"{base32.encode(digest)}-…", None)
+        text = base32.encode(digest)
+        return Related(f"{text}-…", None, None if found is None else text)
 
     def _look(self, digest: bytes) -> StorePath | NeveError | None:
         """The store path, None if it is not there, an error if that cannot be told."""
@@ -135,14 +165,18 @@ def references(neighbours: Neighbours, found: PathInfo | PathDescription, number
     return Part([neighbours.digest(d) for d in digests[start:stop]], number, _RELATED, len(digests))
 
 
-def referrers(services: Services, neighbours: Neighbours, digest: bytes, number: int) -> Part[Related] | None:
+def referrers(
+    kept: KeptReferrers, neighbours: Neighbours, digest: bytes, number: int
+) -> Part[Related] | None:
     """One page of who refers to a path; None if the store cannot tell. Raises ``Missing``."""
     try:
-        digests = services.path_infos.referrers(digest)
+        joined = kept.get(digest)
     except Unsupported:
         return None
-    start, stop = part_bounds(number, _RELATED, len(digests))
-    return Part([neighbours.digest(d) for d in digests[start:stop]], number, _RELATED, len(digests))
+    total = len(joined) // DIGEST_SIZE
+    start, stop = part_bounds(number, _RELATED, total)
+    digests = [joined[i * DIGEST_SIZE : (i + 1) * DIGEST_SIZE] for i in range(start, stop)]
+    return Part([neighbours.digest(digest) for digest in digests], number, _RELATED, total)
 
 
 def deriver(neighbours: Neighbours, found: PathInfo | PathDescription) -> Related | None:

@@ -15,9 +15,11 @@ from neve.castore.blobs.base import BlobService
 from neve.castore.node import FileNode
 from neve.castore.traverse import large_file
 from neve.errors import NeveError
+from neve.http_cache.negotiation import is_known, range_applies
 from neve.http_cache.pages.contents import head_of, text_of
-from neve.http_cache.pages.ranges import RangeNotSatisfiable, parse_range
 from neve.http_cache.pages.text import disposition
+from neve.http_cache.ranges import parse_ranges
+from neve.http_cache.statuses import Refused, line_of
 from neve.telemetry import LOGGER
 
 RAW_HEADERS = {
@@ -40,34 +42,27 @@ def file_response(
     """
     etag = f'"{node.digest.hex()}"'
     headers = {**RAW_HEADERS, "ETag": etag, "Accept-Ranges": "bytes"}
-    if _matches(request.get("if-none-match"), etag):
+    if is_known(request.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     is_text = text_of(head_of(blobs, node), node) is not None
     headers["Content-Disposition"] = disposition("inline" if is_text else "attachment", name)
     headers["Content-Type"] = "text/plain; charset=utf-8" if is_text else "application/octet-stream"
-    wanted = request.get("range") if body and request.get("if-range", etag) == etag else None
+    wanted = request.get("range") if body and range_applies(request.get("if-range"), etag) else None
     try:
-        selected = parse_range(wanted, node.size)
-    except RangeNotSatisfiable as error:
+        ranges = parse_ranges(wanted, node.size)
+    except Refused as error:
         headers |= {"Content-Range": f"bytes */{node.size}", "Content-Type": "text/plain; charset=utf-8"}
-        return Response(f"{error}\n", 416, headers)
-    start, stop = selected or (0, node.size)
-    if selected is not None:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{node.size}"
+        return Response(line_of(error), error.status, headers)
+    start, stop, status = 0, node.size, 200
+    if ranges is not None and len(ranges) == 1:  # For several, all may be sent, and is.
+        start, stop = ranges[0]
+        status = 206
+        headers["Content-Range"] = ranges[0].header(node.size).decode()
     headers["Content-Length"] = str(stop - start)
-    status = 200 if selected is None else 206
     if not body:
         return Response(None, status, headers)
     pieces = large_file(blobs, node, start, stop)
     return StreamingResponse(_body(next(pieces, b""), pieces), status, headers)
-
-
-def _matches(header: str | None, etag: str) -> bool:
-    """Whether ``If-None-Match`` names this tag; weak ones compare like others here (RFC 9110)."""
-    if header is None:
-        return False
-    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
-    return etag in tags or "*" in tags
 
 
 async def _body(first: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -18,6 +18,7 @@ from neve.http_cache.pages import lookup
 from neve.http_cache.pages.contents import Place, contents_at, kind_of
 from neve.http_cache.pages.locations import asked_for, fields_of, links_from, number_of, public_url
 from neve.http_cache.pages.raw import file_response
+from neve.http_cache.pages.referrers import KeptReferrers
 from neve.http_cache.pages.render import Renderer
 from neve.http_cache.pages.search import MAX_QUERY, exact_place, parse_after, search, whole_digest
 from neve.http_cache.pages.summary import KeptSummary
@@ -30,8 +31,9 @@ from neve.store.path_info import PathDescription, PathInfo
 from neve.store.services import Services
 
 _LOOKING = (6, 64)
-_SEARCHING = (2, 32)
-"""Threads for pages of paths, and for those that go through many; and how many requests may wait for one."""
+_SEARCHING = (2, 16)
+"""Threads for pages of a path, and for searches; and how many requests may wait for one: no longer than
+somebody in front of an empty window does."""
 
 View: TypeAlias = Callable[[Request], Response]
 
@@ -60,7 +62,7 @@ def page_routes(services: Services, site: Site) -> list[Route]:
         return Route(path, functools.partial(pages.answer, view, threads), methods=["GET"])
 
     return [
-        route("/", pages.start, searching),
+        route("/", pages.start, looking),
         route("/search", pages.search, searching),
         route("/path/{place:neve_anything}", pages.path, looking),
         route("/raw/{place:neve_anything}", pages.raw, looking),
@@ -77,6 +79,7 @@ class _Pages:
         self._site = site
         self._renderer = Renderer(site)
         self._summary = KeptSummary(services)
+        self._referrers = KeptReferrers(services)
 
     async def answer(self, view: View, threads: Threads, request: Request) -> Response:
         """What ``view`` answers, or the page for what went wrong."""
@@ -87,7 +90,7 @@ class _Pages:
 
     async def static(self, request: Request) -> Response:
         try:
-            return self._renderer.static(request.path_params["name"])
+            return self._renderer.static(request, request.path_params["name"])
         except lookup.Missing as error:
             return self._renderer.error(request, error)
 
@@ -108,7 +111,7 @@ class _Pages:
         if exact is not None:
             return RedirectResponse(links.path(*exact), 303)
         digest = whole_digest(query)
-        known = None if digest is None else self._services.path_infos.describe(digest)
+        known = None if digest is None else lookup.describe(self._services, digest)
         if known is not None:
             return RedirectResponse(links.path(known.store_path), 303)
         after = parse_after(fields.get("after", ""))
@@ -163,7 +166,7 @@ class _Pages:
             "nar_hash": None if nar is None else NixHash(HashAlgorithm.SHA256, nar.sha256).render(),
             "deriver": lookup.deriver(neighbours, found),
             "references": lookup.references(neighbours, found, references),
-            "referrers": lookup.referrers(self._services, neighbours, found.store_path.digest, referrers),
+            "referrers": lookup.referrers(self._referrers, neighbours, found.store_path.digest, referrers),
         }
 
     def _copy_command(self, request: Request, store_path: StorePath) -> str:

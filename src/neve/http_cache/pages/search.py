@@ -17,9 +17,12 @@ MAX_QUERY = 8192
 
 _FOUND = 50
 """Results on a page."""
-_EXAMINED = 20_000
-_SECONDS = 1.5
+_EXAMINED = 50_000
+_SECONDS = 2.0
 """What one request may look through: a person waits for it, and a thread is taken."""
+_GOING_ON_EXAMINED = 200_000
+_GOING_ON_SECONDS = 5.0
+"""The same for who wants to go on, and so knows that it takes a while: ten times for a million paths."""
 _DIGEST_CHARACTERS = base32.encoded_length(DIGEST_SIZE)
 
 
@@ -45,9 +48,9 @@ def exact_place(query: str) -> tuple[StorePath, tuple[bytes, ...]] | None:
     """
     if not query.startswith("/"):
         return None
-    raw = query.encode("utf-8", "surrogateescape")
-    store_path, rest = StorePath.parse_with_rest(raw)
-    return store_path, parse_path(rest)
+    # As text, which errors show as people wrote it; names of files are bytes.
+    store_path, rest = StorePath.parse_with_rest(query)
+    return store_path, parse_path(rest.encode("utf-8", "surrogateescape"))
 
 
 def whole_digest(query: str) -> bytes | None:
@@ -76,14 +79,19 @@ def search(
     after: bytes = b"",
     *,
     found: int = _FOUND,
-    examined: int = _EXAMINED,
-    seconds: float = _SECONDS,
+    examined: int | None = None,
+    seconds: float | None = None,
 ) -> Found:
     """Store paths whose name contains ``query`` or whose hash begins with it, whatever the case.
 
-    Looks at up to ``examined`` paths behind ``after``, in the order of their digests.
+    Looks at up to ``examined`` paths behind ``after``, in the order of their digests, for ``seconds``; by
+    default at less for the first page than for those who go on.
     """
     needle = query.lower()
+    if examined is None:
+        examined = _GOING_ON_EXAMINED if after else _EXAMINED
+    if seconds is None:
+        seconds = _GOING_ON_SECONDS if after else _SECONDS
     scan = Scan(path_infos, after=after, limit=examined, seconds=seconds)
     matching: list[PathInfo] = []
     problem = None

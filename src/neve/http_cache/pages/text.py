@@ -69,7 +69,10 @@ def honest(text: str) -> str:
 
 
 def disposition(kind: str, name: bytes) -> str:
-    """The value of ``Content-Disposition`` (RFC 6266) for a file of that name."""
-    text = name.decode("utf-8", "replace")
+    """The value of ``Content-Disposition`` (RFC 6266) for a file of that name.
+
+    Where it would turn its direction or break its line, it gets another name.
+    """
+    text = "".join(c if c.isprintable() else "_" for c in name.decode("utf-8", "replace"))
     plain = _NOT_PLAIN.sub("_", text)
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(text, safe='')}"
