@@ -18,7 +18,7 @@ from neve.errors import Conflict, Corrupt, InvalidRequest, Unavailable, Unsuppor
 from neve.nix.signing import SecretKey, Signature
 from neve.packstore.store import PackStore
 from neve.store.importer import import_path
-from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes
+from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes, Nar
 from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.cached import CachedPathInfoService
@@ -27,6 +27,7 @@ from neve.store.pathinfos.memory import MemoryPathInfoService
 from neve.store.pathinfos.signing import SigningPathInfoService
 from neve.store.services import Services, open_services
 from neve.testing.pathinfos import PathInfoServiceContract, path_info, signature, store_path
+from neve.testing.servers import running_daemon
 from tests.logged import logged
 from tests.store.helpers import leaving_nothing_open, memory_services
 from tests.store.substitute.caches import Cache, http_cache
@@ -441,6 +442,24 @@ def test_what_is_not_true_is_not_signed(tmp_path: Path) -> None:
     without = replace(info, nar=None)
     assert service.put(without) == without
     assert ours(service.put(info)) != []
+
+
+def test_the_word_of_a_server_is_not_signed(tmp_path: Path, keyfile: Path) -> None:
+    with running_daemon("memory://", folder=tmp_path) as daemon:
+        info = imported(daemon.services, tmp_path)
+        assert info.nar is not None
+        lie = Nar(info.nar.size, bytes(32))
+        daemon.services.nar_nodes._nars[info.node] = lie  # type: ignore[attr-defined]
+        lying = replace(info, store_path=store_path("lie"), nar=replace(info.nar, sha256=lie.sha256))
+        assert daemon.admin_url is not None
+        url = nested("keyfile-signing", inner=daemon.admin_url, keyfile=str(keyfile))
+        services = open_services(daemon.admin_url, path_info_service=url)
+        assert services.nar_calculation.calculate_nar(info.node) == lie
+        with logged(logging.WARNING) as lines:
+            assert ours(services.path_infos.put(lying)) == []
+        assert lines == [f"{lying.store_path} is not signed: its path info states another NAR"]
+        assert len(ours(services.path_infos.put(info))) == 1
+        services.close()
 
 
 @pytest.mark.parametrize(

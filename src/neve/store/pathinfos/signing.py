@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from neve.castore.node import Node
 from neve.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable
 from neve.nix.signing import SecretKey, Signature
 from neve.registry import Address
@@ -82,6 +83,24 @@ class SigningPathInfoService(PathInfoService):
         self._inner.close()
 
 
+class _ReadingNarCalculation(NarCalculation):
+    """Renders the NAR each time, and remembers nothing."""
+
+    def __init__(self, renderer: NarRenderer) -> None:
+        self._renderer = renderer
+
+    def calculate_nar(self, node: Node) -> Nar:
+        return self._renderer.hash(node)
+
+
+def _own_calculation(context: PathInfoContext) -> NarCalculation:
+    """What computes NARs here. A map of NARs that is a server's is not asked: its word is not enough."""
+    renderer = NarRenderer(context.blobs, context.directories)
+    if context.nar_nodes.is_ours:
+        return RenderingNarCalculation(renderer, context.nar_nodes)
+    return _ReadingNarCalculation(renderer)
+
+
 def _read_key(path: str) -> SecretKey:
     try:
         return SecretKey.parse(Path(path).read_bytes())
@@ -103,6 +122,5 @@ def open_signing(address: Address, context: PathInfoContext | None) -> SigningPa
     if context is None:
         raise address.refuse("signing needs the services beside it that have the contents")
     key = _read_key(address.required("keyfile", "/path/of/secret-key"))
-    renderer = NarRenderer(context.blobs, context.directories)
     inner = PATH_INFO_SERVICES.open_nested(address, "inner", context)
-    return SigningPathInfoService(inner, key, RenderingNarCalculation(renderer, context.nar_nodes))
+    return SigningPathInfoService(inner, key, _own_calculation(context))
