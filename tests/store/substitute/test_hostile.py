@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -414,6 +415,18 @@ def test_a_file_that_never_amounts_to_anything(server: Server, memory: Services)
     skippable = b"\x50\x2a\x4d\x18" + (4096).to_bytes(4, "little") + bytes(4096)
     server.routes[f"/{narinfo.url}"] = [endless(skippable, head(200, Connection="close"))]
     assert_refused(server, memory, narinfo, "bytes that it should have at most")
+
+
+@pytest.mark.parametrize("what", ["narinfo", "nar"])
+def test_an_encoding_that_never_amounts_to_anything(server: Server, memory: Services, what: str) -> None:
+    """Members of gzip with nothing in them, one after the other, as the encoding of a transfer."""
+    cache = Cache()
+    narinfo = cache.add("tool")
+    server.serve(cache.files)
+    name = narinfo_name(narinfo.store_path) if what == "narinfo" else narinfo.url
+    before = head(200, Connection="close", Content_Encoding="gzip")
+    server.routes[f"/{name}"] = [endless(gzip.compress(b"") * 1000, before)]
+    assert_refused(server, memory, narinfo, "bytes of the encoding gzip amount to 0 bytes")
 
 
 # Failures that may be over in a moment.
