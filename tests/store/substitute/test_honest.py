@@ -17,7 +17,7 @@ from neve.nix.compression import COMPRESSIONS
 from neve.nix.hashes import CAHash, CAMethod, HashAlgorithm, NixHash
 from neve.nix.narinfo import NarInfo
 from neve.nix.signing import PublicKey
-from neve.nix.store_path import StorePath
+from neve.nix.store_path import StorePath, content_addressed_path
 from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pathinfos.nix_cache import NixCachePathInfoService
 from neve.store.services import Services, open_services
@@ -32,6 +32,7 @@ from tests.store.substitute.caches import (
     Cache,
     assert_substituted,
     context_of,
+    events,
     http_cache,
     narinfo_name,
     sha256,
@@ -75,8 +76,17 @@ def test_every_compression(server: Server, services: Services, compression: str)
 
 def test_a_narinfo_says_everything(server: Server, services: Services) -> None:
     cache = Cache()
-    ca = CAHash.of(CAMethod.NAR, NixHash(HashAlgorithm.SHA256, bytes(32)))
-    narinfo = cache.add("full", deriver=store_path("deriver"), ca=ca, sign=[KEY, OTHER_KEY])
+    ca = CAHash.of(CAMethod.NAR, sha256(encoded(events("full"))))
+    references = (store_path("dependency"),)
+    path = content_addressed_path("full", ca, references)
+    narinfo = cache.add(
+        "full",
+        store_path=path,
+        references=references,
+        deriver=store_path("deriver"),
+        ca=ca,
+        sign=[KEY, OTHER_KEY],
+    )
     server.serve(cache.files)
     with substituting(server, services) as service:
         described(narinfo, service.describe(narinfo.store_path.digest))

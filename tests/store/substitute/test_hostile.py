@@ -14,8 +14,9 @@ import pytest
 import zstandard
 
 from neve.errors import LimitExceeded, PermissionDenied, Unavailable
+from neve.nix.hashes import CAHash
 from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
-from neve.nix.store_path import StorePath
+from neve.nix.store_path import StorePath, content_addressed_path
 from neve.store.pathinfos.nix_cache import NixCachePathInfoService, Untrusted
 from neve.store.services import Services, open_services
 from neve.store.substitute.files import InvalidAnswer
@@ -129,6 +130,31 @@ def test_the_hash_of_a_known_file_is_not_that_of_a_nar(server: Server, memory: S
     assert memory.nar_nodes.node(true.file_hash.digest) is not None
     with substituting(server, memory) as service, pytest.raises(InvalidAnswer):
         service.get(lying.store_path.digest)
+
+
+FALSE_ADDRESSES = {
+    "fixed:r:sha256:" + "0" * 52: "belongs to",
+    "fixed:sha256:" + "0" * 52: "cannot refer to itself",
+    "text:sha256:" + "0" * 52: "cannot refer to itself",
+}
+
+
+@pytest.mark.parametrize("ca", FALSE_ADDRESSES)
+def test_a_content_address_of_another_path(server: Server, memory: Services, ca: str) -> None:
+    """The signature is right: it does not cover that."""
+    cache = Cache()
+    narinfo = cache.add("tool", ca=CAHash.parse(ca))
+    server.serve(cache.files)
+    assert_refused(server, memory, narinfo, FALSE_ADDRESSES[ca], keys=[KEY.public_key()])
+    assert f"/{narinfo.url}" not in server.paths()
+
+
+def test_a_content_address_of_another_nar(server: Server, memory: Services) -> None:
+    cache = Cache()
+    ca = CAHash.parse("fixed:r:sha256:" + "0" * 52)
+    narinfo = cache.add("tool", store_path=content_addressed_path("tool", ca), references=(), ca=ca)
+    server.serve(cache.files)
+    assert_refused(server, memory, narinfo, "is not the hash of its NAR", keys=[KEY.public_key()])
 
 
 def test_a_cache_that_swaps_paths(server: Server, services: Services) -> None:

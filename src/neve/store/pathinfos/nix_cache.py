@@ -12,6 +12,7 @@ from neve.nix.cache_info import MAX_CACHE_INFO_BYTES, CacheInfo
 from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
 from neve.nix.signing import PublicKey, Signature, verify_any
 from neve.registry import Address
+from neve.store.closures import check_address_of
 from neve.store.nar_nodes import Nar
 from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest
@@ -91,6 +92,8 @@ class NixCachePathInfoService(PathInfoService):
         where = self._files.where(name)
         with naming(where):
             narinfo = NarInfo.parse(data, expected_digest=digest)
+            # No signature covers it.
+            check_address_of(narinfo.store_path, narinfo.references, narinfo.nar_sha256, narinfo.ca)
             file = check_nar_file(narinfo, self._files.url)
         if self._trusted and not verify_any(narinfo.fingerprint(), narinfo.signatures, self._trusted):
             by = _listed(one.name for one in narinfo.signatures) or "nobody"
