@@ -84,6 +84,13 @@ def test_errors_show_no_password(url: str) -> None:
     assert "nix+https://***@" in str(refused.value)
 
 
+def test_no_nul_bytes() -> None:
+    with pytest.raises(InvalidRequest, match="a path holds no NUL byte"):
+        parse_address("local:///a%00b")
+    with pytest.raises(InvalidRequest, match="parameter 'ca' holds a NUL byte"):
+        parse_address("nix+https://host?ca=a%00b")
+
+
 def test_addresses_in_addresses() -> None:
     url = inside("nix+https://host?trusted-public-keys=a:b%20c:d")
     assert nested_addresses(url) == {

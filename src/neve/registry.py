@@ -124,10 +124,16 @@ def parse_address(url: str) -> Address:
         raise InvalidRequest(f"address {shown!r} cannot be read: {reason}") from error
     if parts.fragment:
         raise InvalidRequest(f"address {shown!r}: a fragment ('#...') has no meaning here; write # as %23")
+    path = unquote(parts.path, errors="surrogateescape")
+    if "\0" in path:
+        raise InvalidRequest(f"address {shown!r}: a path holds no NUL byte")
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
         raise InvalidRequest(f"address {shown!r}: a parameter is given twice")
-    return Address(url, parts.scheme, host, unquote(parts.path, errors="surrogateescape"), parameters)
+    for name, value in pairs:
+        if "\0" in value:
+            raise InvalidRequest(f"address {shown!r}: parameter {name!r} holds a NUL byte")
+    return Address(url, parts.scheme, host, path, parameters)
 
 
 def nested_addresses(url: str) -> dict[str, str]:

@@ -484,6 +484,12 @@ def test_a_key_that_is_none(
     assert "x:secret" not in str(refused.value)
 
 
+def test_a_key_file_without_end() -> None:
+    url = nested("keyfile-signing", inner="memory://", keyfile="/dev/zero")
+    with pytest.raises(InvalidRequest, match=r"^key file /dev/zero: .* at most 65536 bytes"):
+        open_services("memory://", path_info_service=url)
+
+
 def test_a_key_file_that_is_a_folder(tmp_path: Path) -> None:
     url = nested("keyfile-signing", inner="memory://", keyfile=str(tmp_path))
     with pytest.raises(Unavailable, match="Is a directory"):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from neve.castore.node import Node
-from neve.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable
+from neve.errors import InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unavailable
 from neve.nix.signing import SecretKey, Signature
 from neve.registry import Address
 from neve.store.nar.render import NarCalculation, NarRenderer, RenderingNarCalculation
@@ -15,6 +14,7 @@ from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.context import PathInfoContext
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
+from neve.store.signing import MAX_KEY_FILE_BYTES, parse_secret_key
 from neve.telemetry import LOGGER
 
 
@@ -103,14 +103,15 @@ def _own_calculation(context: PathInfoContext) -> NarCalculation:
 
 def _read_key(path: str) -> SecretKey:
     try:
-        return SecretKey.parse(Path(path).read_bytes())
+        with open(path, "rb") as file:
+            return parse_secret_key(file.read(MAX_KEY_FILE_BYTES + 1))
     except PermissionError as error:
         raise PermissionDenied(f"key file {path}: {error.strerror}") from error
     except FileNotFoundError as error:
         raise InvalidRequest(f"key file {path}: {error.strerror}") from error
     except OSError as error:
         raise Unavailable(f"key file {path}: {error.strerror}") from error
-    except InvalidRequest as error:
+    except (InvalidRequest, LimitExceeded) as error:
         raise InvalidRequest(f"key file {path}: {error}") from error
 
 
