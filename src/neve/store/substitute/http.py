@@ -184,7 +184,8 @@ def origin_of(url: str) -> Origin:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InvalidRequest(str(error)[:_SHOWN]) from error
+        # Not what it repeats, nor chained: behind the colon a password may be that was not encoded.
+        raise InvalidRequest(str(error).partition(" as ")[0][:_SHOWN]) from None
     host = parts.netloc.rpartition("@")[2]
     host = host if port is None else host.removesuffix(f":{host.rpartition(':')[2]}")
     if parts.scheme not in ("http", "https"):
