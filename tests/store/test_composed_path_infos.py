@@ -25,12 +25,13 @@ from neve.store.pathinfos.cached import CachedPathInfoService
 from neve.store.pathinfos.lru import LruPathInfoService
 from neve.store.pathinfos.memory import MemoryPathInfoService
 from neve.store.pathinfos.signing import SigningPathInfoService
+from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 from neve.store.services import Services, open_services
 from neve.testing.pathinfos import PathInfoServiceContract, path_info, signature, store_path
 from neve.testing.servers import running_daemon
 from tests.logged import logged
 from tests.store.helpers import leaving_nothing_open, memory_services
-from tests.store.substitute.caches import Cache, http_cache
+from tests.store.substitute.caches import Cache, context_of, http_cache
 from tests.store.substitute.server import Server, running_server
 from tests.store.substitute.test_honest import written
 
@@ -314,6 +315,26 @@ def test_pulling_through(tmp_path: Path, server: Server) -> None:
     services.close()
     assert len(server.requests) == asked
     assert PackStore._opened == {}
+
+
+def test_what_is_signed_when_it_is_kept_is_answered_so(server: Server, keyfile: Path) -> None:
+    cache = Cache()
+    got, described = (cache.add(name).store_path.digest for name in ("got", "described"))
+    server.serve(cache.files)
+    near = nested("keyfile-signing", inner="memory://", keyfile=str(keyfile))
+    services = open_services("memory://", path_info_service=pull_through(server, near))
+    first = services.path_infos.get(got)
+    assert first is not None
+    assert len(ours(first)) == 1
+    assert services.path_infos.get(got) == first
+    source = f"nix+{server.url}"
+    other = PATH_INFO_SERVICES.open(source, context_of(services))
+    assert isinstance(other.get(described), PathInfo)
+    other.close()
+    known = services.path_infos.describe(described)
+    assert isinstance(known, PathInfo)
+    assert len(ours(known)) == 1
+    services.close()
 
 
 def test_a_far_that_cannot_be_believed_leaves_nothing_near(tmp_path: Path, server: Server) -> None:
