@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from neve.castore.node import FileNode
+from neve.castore.node import DirectoryNode, FileNode
+from neve.castore.traverse import descend
 from neve.errors import InvalidRequest, NotFound, Unsupported
 from neve.nix.compression import COMPRESSIONS
 from neve.nix.hashes import CAHash, CAMethod, HashAlgorithm, NixHash
@@ -141,6 +142,26 @@ def test_what_is_not_there(server: Server, services: Services) -> None:
                     ask(bytes(size))
     # Only once whether it is a cache, and about the rest on the same connection.
     assert server.paths().count("/nix-cache-info") == 1
+
+
+@pytest.mark.parametrize("missing", ["blob", "directory", "root"])
+def test_a_known_nar_of_which_something_is_missing(server: Server, services: Services, missing: str) -> None:
+    cache = Cache()
+    narinfo = cache.add("tool")
+    server.serve(cache.files)
+    assert_substituted(server, services, narinfo)
+    known = services.nar_nodes.node(narinfo.nar_sha256)
+    assert known is not None
+    below = descend(services.directories, known[0], [b"bin"])
+    for node in (known[0], below):
+        assert isinstance(node, DirectoryNode)
+        if missing == ("root" if node is known[0] else "directory"):
+            services.directories.delete_many([node.digest])
+    if missing == "blob":
+        services.blobs.delete_many(services.blobs.list()[:1])
+    with substituting(server, services) as service:
+        assert isinstance(service.describe(narinfo.store_path.digest), PathDescription)
+    assert_substituted(server, services, narinfo)
 
 
 def test_describing_fetches_nothing(server: Server, services: Services) -> None:
