@@ -35,6 +35,14 @@ def quoted(text: str, times: int) -> str:
     return text
 
 
+@pytest.mark.parametrize("password", ["se/sa@me", "se?same", "se#same", "/sesame", "80sesame/"])
+@pytest.mark.parametrize("depth", range(4))
+def test_nor_one_that_was_not_encoded(password: str, depth: int) -> None:
+    url = f"nix+https://me:{password}@host.example/path"
+    shown = shown_url(inside(url, depth))
+    assert shown == inside(url, depth).replace(quoted(f"me:{password}@", depth), "***@")
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -56,6 +64,10 @@ def test_addresses_that_are_encoded_in_part(url: str, shown: str) -> None:
         "local:///srv/a@b",
         "nix+https://host/a@b",
         "nix+https://host?netrc-file=/a@b",
+        "nix+https://host:8080/a@b",
+        "nix+https://host:8080?netrc-file=/a@b",
+        "grpc+http://[::1]:8000?x=a@b",
+        inside("nix+https://host:8080/a@b", 2),
         inside("local:///srv/a@b"),
         inside("nix+https://host/a@b", 2),
         "memory://",
@@ -82,6 +94,13 @@ def test_errors_show_no_password(url: str) -> None:
         parse_address(url)
     assert "sesame" not in str(refused.value)
     assert "nix+https://***@" in str(refused.value)
+
+
+def test_no_nul_bytes() -> None:
+    with pytest.raises(InvalidRequest, match="a path holds no NUL byte"):
+        parse_address("local:///a%00b")
+    with pytest.raises(InvalidRequest, match="parameter 'ca' holds a NUL byte"):
+        parse_address("nix+https://host?ca=a%00b")
 
 
 def test_addresses_in_addresses() -> None:

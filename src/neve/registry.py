@@ -28,21 +28,30 @@ _LEVELS = 4
 """How deep in each other user names are looked for in addresses: each level is encoded once more."""
 
 
-def _user_info(level: int) -> re.Pattern[str]:
-    """Finds what is between ``://`` and ``@``, encoded so many times; an address may be encoded in part."""
+def _user_infos(level: int) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Find what is between ``://`` and ``@``, encoded so many times; an address may be encoded in part.
+
+    The second one is for passwords in which somebody forgot to encode a slash or a question mark: whatever
+    follows a colon that is not that of a port.
+    """
 
     def encoded(character: str) -> str:
         forms = [f"%{'25' * (n - 1)}{ord(character):02X}" for n in range(1, level + 1)]
         return "|".join([re.escape(character), *forms])
 
     ends = "|".join(encoded(character) for character in "/?#")
-    slash, at = encoded("/"), encoded("@")
-    return re.compile(
-        rf"((?:{encoded(':')})(?:{slash})(?:{slash}))(?:(?!{ends}|\s).)*(?:{at})", re.IGNORECASE
+    slash, colon, at, more = encoded("/"), encoded(":"), encoded("@"), encoded("&")
+    start = rf"((?:{colon})(?:{slash})(?:{slash}))"
+    port = rf"[0-9]+(?:{ends}|{more}|\s|$)"
+    user = rf"(?:(?!{ends}|{more}|{colon}|{at}|\[|\s).)+"
+    forgotten = rf"{user}(?:{colon})(?!{port})(?:(?!{more}|\s).)*(?:{at})"
+    return (
+        re.compile(rf"{start}(?:(?!{ends}|\s).)*(?:{at})", re.IGNORECASE),
+        re.compile(start + forgotten, re.IGNORECASE),
     )
 
 
-_USER_INFOS = [_user_info(level) for level in range(_LEVELS)]
+_USER_INFOS = [pattern for level in range(_LEVELS) for pattern in _user_infos(level)]
 
 
 def shown_url(url: str) -> str:
@@ -124,10 +133,16 @@ def parse_address(url: str) -> Address:
         raise InvalidRequest(f"address {shown!r} cannot be read: {reason}") from error
     if parts.fragment:
         raise InvalidRequest(f"address {shown!r}: a fragment ('#...') has no meaning here; write # as %23")
+    path = unquote(parts.path, errors="surrogateescape")
+    if "\0" in path:
+        raise InvalidRequest(f"address {shown!r}: a path holds no NUL byte")
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
         raise InvalidRequest(f"address {shown!r}: a parameter is given twice")
-    return Address(url, parts.scheme, host, unquote(parts.path, errors="surrogateescape"), parameters)
+    for name, value in pairs:
+        if "\0" in value:
+            raise InvalidRequest(f"address {shown!r}: parameter {name!r} holds a NUL byte")
+    return Address(url, parts.scheme, host, path, parameters)
 
 
 def nested_addresses(url: str) -> dict[str, str]:

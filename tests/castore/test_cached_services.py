@@ -299,6 +299,21 @@ def test_unless_that_is_to_be_remembered() -> None:
     assert service.has(other)
 
 
+def test_what_was_asked_for_while_it_was_put(tmp_path: Path) -> None:
+    """It is not there before it is durable, which must not be remembered beyond that."""
+    far = BLOB_SERVICES.open(f"local://{tmp_path / 'far'}")
+    service = CachedBlobService(Failing(reads=False), far, absences=Absences(60))
+    with logged(logging.WARNING), service.batch() as batch:
+        (small,) = batch.put_many([b"small"])
+        with batch.open_write() as writer:
+            writer.write(b"written")
+            written = writer.close()
+        assert service.missing([small, written]) == [small, written]
+        batch.commit()
+        assert service.missing([small, written]) == []
+    service.close()
+
+
 # Blobs: near fails.
 
 

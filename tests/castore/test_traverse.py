@@ -15,7 +15,15 @@ from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, format_digest
 from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
-from neve.castore.traverse import Children, descend, get_directory, large_file, tree_events, with_contents
+from neve.castore.traverse import (
+    Children,
+    descend,
+    get_directory,
+    is_whole,
+    large_file,
+    tree_events,
+    with_contents,
+)
 from neve.errors import Corrupt, NotFound
 from neve.store.services import Services
 from neve.testing.strategies import trees
@@ -294,3 +302,26 @@ def test_a_reader_that_ends_early_is_noticed() -> None:
     assert len(next(pieces)) == WHOLE_FILE_LIMIT
     with pytest.raises(Corrupt, match=f"has {length - 1} bytes, its node says {length}"):
         list(pieces)
+
+
+def test_what_is_whole(services: Services) -> None:
+    root = stored(services, TREE)
+
+    def whole(node: Node) -> bool:
+        return is_whole(services.blobs, services.directories, node)
+
+    assert whole(root)
+    assert whole(SymlinkNode(b"nowhere"))
+    assert whole(FileNode(EMPTY_BLOB, 0))
+    assert whole(FileNode(b3_digest(b"deep"), 4))
+    assert not whole(FileNode(bytes(32), 8))
+    assert not whole(DirectoryNode(bytes(32), 8))
+    services.blobs.delete_many([b3_digest(b"deep")])
+    assert not whole(root)
+    put_blob(services, b"deep")
+    assert whole(root)
+    assert isinstance(root, DirectoryNode)
+    below = descend(services.directories, root, [b"a", b"\xff"])
+    assert isinstance(below, DirectoryNode)
+    services.directories.delete_many([below.digest])
+    assert not whole(root)

@@ -18,18 +18,20 @@ from neve.errors import Conflict, Corrupt, InvalidRequest, Unavailable, Unsuppor
 from neve.nix.signing import SecretKey, Signature
 from neve.packstore.store import PackStore
 from neve.store.importer import import_path
-from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes
+from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes, Nar
 from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.cached import CachedPathInfoService
 from neve.store.pathinfos.lru import LruPathInfoService
 from neve.store.pathinfos.memory import MemoryPathInfoService
 from neve.store.pathinfos.signing import SigningPathInfoService
+from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 from neve.store.services import Services, open_services
 from neve.testing.pathinfos import PathInfoServiceContract, path_info, signature, store_path
+from neve.testing.servers import running_daemon
 from tests.logged import logged
 from tests.store.helpers import leaving_nothing_open, memory_services
-from tests.store.substitute.caches import Cache, http_cache
+from tests.store.substitute.caches import Cache, context_of, http_cache
 from tests.store.substitute.server import Server, running_server
 from tests.store.substitute.test_honest import written
 
@@ -315,6 +317,26 @@ def test_pulling_through(tmp_path: Path, server: Server) -> None:
     assert PackStore._opened == {}
 
 
+def test_what_is_signed_when_it_is_kept_is_answered_so(server: Server, keyfile: Path) -> None:
+    cache = Cache()
+    got, described = (cache.add(name).store_path.digest for name in ("got", "described"))
+    server.serve(cache.files)
+    near = nested("keyfile-signing", inner="memory://", keyfile=str(keyfile))
+    services = open_services("memory://", path_info_service=pull_through(server, near))
+    first = services.path_infos.get(got)
+    assert first is not None
+    assert len(ours(first)) == 1
+    assert services.path_infos.get(got) == first
+    source = f"nix+{server.url}"
+    other = PATH_INFO_SERVICES.open(source, context_of(services))
+    assert isinstance(other.get(described), PathInfo)
+    other.close()
+    known = services.path_infos.describe(described)
+    assert isinstance(known, PathInfo)
+    assert len(ours(known)) == 1
+    services.close()
+
+
 def test_a_far_that_cannot_be_believed_leaves_nothing_near(tmp_path: Path, server: Server) -> None:
     cache = Cache()
     narinfo = cache.add("tool", nar_sha256=bytes(32))
@@ -443,6 +465,24 @@ def test_what_is_not_true_is_not_signed(tmp_path: Path) -> None:
     assert ours(service.put(info)) != []
 
 
+def test_the_word_of_a_server_is_not_signed(tmp_path: Path, keyfile: Path) -> None:
+    with running_daemon("memory://", folder=tmp_path) as daemon:
+        info = imported(daemon.services, tmp_path)
+        assert info.nar is not None
+        lie = Nar(info.nar.size, bytes(32))
+        daemon.services.nar_nodes._nars[info.node] = lie  # type: ignore[attr-defined]
+        lying = replace(info, store_path=store_path("lie"), nar=replace(info.nar, sha256=lie.sha256))
+        assert daemon.admin_url is not None
+        url = nested("keyfile-signing", inner=daemon.admin_url, keyfile=str(keyfile))
+        services = open_services(daemon.admin_url, path_info_service=url)
+        assert services.nar_calculation.calculate_nar(info.node) == lie
+        with logged(logging.WARNING) as lines:
+            assert ours(services.path_infos.put(lying)) == []
+        assert lines == [f"{lying.store_path} is not signed: its path info states another NAR"]
+        assert len(ours(services.path_infos.put(info))) == 1
+        services.close()
+
+
 @pytest.mark.parametrize(
     ("contents", "error", "message"),
     [
@@ -463,6 +503,12 @@ def test_a_key_that_is_none(
         open_services("memory://", path_info_service=url)
     assert f"key file {file}: " in str(refused.value)
     assert "x:secret" not in str(refused.value)
+
+
+def test_a_key_file_without_end() -> None:
+    url = nested("keyfile-signing", inner="memory://", keyfile="/dev/zero")
+    with pytest.raises(InvalidRequest, match=r"^key file /dev/zero: .* at most 65536 bytes"):
+        open_services("memory://", path_info_service=url)
 
 
 def test_a_key_file_that_is_a_folder(tmp_path: Path) -> None:

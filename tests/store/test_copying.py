@@ -18,7 +18,8 @@ from neve.store.check import verify_store
 from neve.store.copying import CopyReport, copy_closure
 from neve.store.importer import import_nar
 from neve.store.nar_nodes import MemoryNarNodes
-from neve.store.path_info import PathInfo
+from neve.store.path_info import PathDescription, PathInfo
+from neve.store.pathinfos.cached import CachedPathInfoService
 from neve.store.pathinfos.memory import MemoryPathInfoService
 from neve.store.services import Services, open_services
 from neve.testing.servers import running_daemon
@@ -132,6 +133,34 @@ def test_what_is_there_without_nar_details_is_completed(services: Services, nix_
     services.path_infos.put(PathInfo(complete.store_path, complete.node), replace=True)
     assert copied(services, nix_store)[0] == CopyReport(copied=1)
     assert services.path_infos.get(store_path("a").digest) == complete
+
+
+class Describing(MemoryPathInfoService):
+    """Would have to fetch what it has, as a binary cache that is only read."""
+
+    only_read = True
+
+    def describe(self, digest: bytes) -> PathInfo | PathDescription | None:
+        found = self.get(digest)
+        return None if found is None or found.nar is None else PathDescription(found.store_path, found.nar)
+
+
+def test_what_another_cache_could_give_is_not_stored_yet(nix_store: NixStore) -> None:
+    nix_store.add("a")
+    nix_store.add("b", ["a"])
+    others = memory_services()
+    copied(others, nix_store)
+    near, far = MemoryPathInfoService(), Describing()
+    for info in others.path_infos:
+        far.put(info)
+    services = memory_services()
+    services.path_infos = CachedPathInfoService(near, far)
+    assert copied(services, nix_store)[0] == CopyReport(copied=2)
+    assert list(near) == list(others.path_infos)
+    assert verify_store(services, nar_hashes=True).problems == []
+    assert copied(services, nix_store)[0] == CopyReport(present=2)
+    services.close()
+    others.close()
 
 
 def test_references_that_only_the_store_has(services: Services, nix_store: NixStore) -> None:

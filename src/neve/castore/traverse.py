@@ -12,7 +12,7 @@ from neve.castore.digest import EMPTY_BLOB, Digest, format_digest
 from neve.castore.directories.base import DirectoryService, directory_not_found
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
-from neve.errors import Corrupt, LimitExceeded
+from neve.errors import Corrupt, LimitExceeded, NotFound
 from neve.tree import (
     BATCH_BYTES,
     BATCH_EVENTS,
@@ -170,6 +170,32 @@ def _walk(directories: DirectoryService, root: Node) -> Iterator[tuple[bytes, No
         else:
             stack.pop()
             yield None
+
+
+def is_whole(blobs: BlobService, directories: DirectoryService, root: Node) -> bool:
+    """Whether all of a tree is there, be it in services that know nothing of each other, or near to a far
+    one and so perhaps in part. Reads the Directories, no contents."""
+    nodes = [root]
+    if isinstance(root, DirectoryNode):
+        present = False
+        try:
+            for directory in directories.get_recursive(root.digest):
+                present = True
+                nodes += (node for _, node in directory if isinstance(node, FileNode))
+                if len(nodes) >= _NODES_AHEAD:
+                    if _misses_contents(blobs, nodes):
+                        return False
+                    nodes.clear()
+        except NotFound:
+            return False
+        if not present:
+            return False
+    return not _misses_contents(blobs, nodes)
+
+
+def _misses_contents(blobs: BlobService, nodes: Iterable[Node]) -> bool:
+    digests = {node.digest for node in nodes if isinstance(node, FileNode)}
+    return bool(blobs.missing(list(digests)))
 
 
 def _small_file(entry: tuple[bytes, Node] | None) -> FileNode | None:

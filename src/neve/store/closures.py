@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from neve.castore.node import Node
 from neve.errors import InvalidRequest, NotFound
 from neve.nix.export_graph import ExportedPath
-from neve.nix.hashes import CAType
+from neve.nix.hashes import CAHash, CAType
 from neve.nix.store_path import StorePath, content_addressed_path
 from neve.store.path_info import NarDetails, PathInfo, sorted_references
 from neve.store.pathinfos.base import PathInfoService, path_not_found
@@ -66,21 +66,26 @@ def inverted(graph: Graph) -> dict[StorePath, list[StorePath]]:
 
 
 def check_content_address(entry: ExportedPath) -> None:
-    """Raises ``InvalidRequest`` if an entry's ``ca`` does not give its store path, or not its NAR.
+    """Raises ``InvalidRequest`` if an entry's ``ca`` does not give its store path, or not its NAR."""
+    check_address_of(entry.path, entry.references, entry.nar_sha256, entry.ca)
+
+
+def check_address_of(
+    path: StorePath, references: Sequence[StorePath], nar_sha256: bytes, ca: CAHash | None
+) -> None:
+    """Raises ``InvalidRequest`` if a content address does not give the store path, or not the NAR.
 
     What a flat file or a NAR with a self reference hashes to is not looked at.
     """
-    if entry.ca is None:
+    if ca is None:
         return
-    others = [path for path in entry.references if path != entry.path]
-    refers_to_itself = len(others) < len(entry.references)
-    computed = content_addressed_path(
-        entry.path.name, entry.ca, others, self_reference=refers_to_itself, strict=False
-    )
-    if computed != entry.path:
-        raise InvalidRequest(f"its content address {entry.ca} belongs to {computed}")
-    if entry.ca.type is CAType.NAR_SHA256 and not refers_to_itself and entry.ca.digest != entry.nar_sha256:
-        raise InvalidRequest(f"its content address {entry.ca} is not the hash of its NAR")
+    others = [reference for reference in references if reference != path]
+    refers_to_itself = len(others) < len(references)
+    computed = content_addressed_path(path.name, ca, others, self_reference=refers_to_itself, strict=False)
+    if computed != path:
+        raise InvalidRequest(f"its content address {ca} belongs to {computed}")
+    if ca.type is CAType.NAR_SHA256 and not refers_to_itself and ca.digest != nar_sha256:
+        raise InvalidRequest(f"its content address {ca} is not the hash of its NAR")
 
 
 def path_info_of(entry: ExportedPath, node: Node) -> PathInfo:

@@ -130,16 +130,15 @@ def _difference(entry: ExportedPath, found: _Known) -> Conflict | None:
     """The error if the store has something else than what is to be copied."""
     if found.store_path != entry.path:
         return Conflict(f"{entry.path}: the store has {found.store_path} with the same digest")
-    assert found.nar is not None
+    if isinstance(found, PathDescription) or found.nar is None:
+        return None
     if (found.nar.size, found.nar.sha256) != (entry.nar_size, entry.nar_sha256):
         return Conflict(f"{entry.path} is already in the store, with another NAR hash or size")
     return None
 
 
-def _with_new_signatures(entry: ExportedPath, found: _Known) -> PathInfo | None:
+def _with_new_signatures(entry: ExportedPath, found: PathInfo) -> PathInfo | None:
     """What is stored together with the signatures of ``entry``, if it has others."""
-    if isinstance(found, PathDescription):
-        return None
     signed = found.with_signatures(entry.signatures)
     return None if signed is found else signed
 
@@ -205,15 +204,15 @@ class _Copy:
         missing = []
         for path in order:
             entry, found = self._entries[path], stored.get(path)
-            if found is None or (found.store_path == path and found.nar is None):
-                missing.append(entry)
-                continue
-            error = _difference(entry, found)
+            error = None if found is None else _difference(entry, found)
             if error is not None:
                 self._failed(path, error)
-            else:
+            elif isinstance(found, PathInfo) and found.nar is not None:
                 self._present.add(path)
                 self._waiting[path] = _with_new_signatures(entry, found)
+            else:
+                # What is only described, another cache could give: it is not stored.
+                missing.append(entry)
         self._progress.start(sum(entry.nar_size for entry in missing))
         for entry in missing:
             self._start(self._readers, entry.path, partial(self._take_in, entry), self._came_in)

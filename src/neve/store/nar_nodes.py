@@ -40,6 +40,9 @@ class NarNodes(ABC):
     Hashes of another length than 32 bytes are an ``InvalidRequest``.
     """
 
+    is_ours = True
+    """Whether what it tells was computed on our side, and is not the word of a server."""
+
     @abstractmethod
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
         """Remembers the NAR of ``node``, which the caller has computed itself; ``file_sha256`` is the

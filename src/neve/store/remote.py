@@ -101,6 +101,8 @@ class GrpcNarNodes(NarNodes):
     The map only saves work, so where the server does not let us have it, one in memory takes its place.
     """
 
+    is_ours = False
+
     def __init__(self, admin: RemoteAdmin) -> None:
         self._admin = admin
         self._memory = MemoryNarNodes()

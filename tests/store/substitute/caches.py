@@ -92,7 +92,7 @@ class Cache:
         narinfo = replace(narinfo, **changes)
         signatures = tuple(key.sign(narinfo.fingerprint()) for key in sign)
         narinfo = replace(narinfo, signatures=signatures)
-        self.files[narinfo_name(store_path(name))] = narinfo.render().encode()
+        self.files[narinfo_name(narinfo.store_path)] = narinfo.render().encode()
         return narinfo
 
     def edit(self, narinfo: NarInfo, old: str, new: str) -> None:

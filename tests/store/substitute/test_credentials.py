@@ -244,6 +244,10 @@ def test_no_error_shows_a_password(server: Server, tmp_path: Path, way: str) -> 
         ("nix+http://me:secret@/path", "the host is missing"),
         ("nix+http://ho st/", "'ho st' is no name of a host"),
         ("nix+http://host:port/", "Port could not be cast"),
+        (
+            "nix+http://me:secret/word@host",
+            r"\*\*\*@host': Port could not be cast to integer value$",
+        ),
         ("nix+http://host:99999/", "Port out of range"),
         ("nix+https://host?token=x", "unknown parameter 'token'"),
         ("nix+https://host?timeout=0", "'timeout' is '0', must be a number of seconds above 0"),

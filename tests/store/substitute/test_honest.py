@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from neve.castore.node import FileNode
+from neve.castore.node import DirectoryNode, FileNode
+from neve.castore.traverse import descend
 from neve.errors import InvalidRequest, NotFound, Unsupported
 from neve.nix.compression import COMPRESSIONS
 from neve.nix.hashes import CAHash, CAMethod, HashAlgorithm, NixHash
 from neve.nix.narinfo import NarInfo
 from neve.nix.signing import PublicKey
-from neve.nix.store_path import StorePath
+from neve.nix.store_path import StorePath, content_addressed_path
 from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pathinfos.nix_cache import NixCachePathInfoService
 from neve.store.services import Services, open_services
@@ -32,6 +33,7 @@ from tests.store.substitute.caches import (
     Cache,
     assert_substituted,
     context_of,
+    events,
     http_cache,
     narinfo_name,
     sha256,
@@ -75,8 +77,17 @@ def test_every_compression(server: Server, services: Services, compression: str)
 
 def test_a_narinfo_says_everything(server: Server, services: Services) -> None:
     cache = Cache()
-    ca = CAHash.of(CAMethod.NAR, NixHash(HashAlgorithm.SHA256, bytes(32)))
-    narinfo = cache.add("full", deriver=store_path("deriver"), ca=ca, sign=[KEY, OTHER_KEY])
+    ca = CAHash.of(CAMethod.NAR, sha256(encoded(events("full"))))
+    references = (store_path("dependency"),)
+    path = content_addressed_path("full", ca, references)
+    narinfo = cache.add(
+        "full",
+        store_path=path,
+        references=references,
+        deriver=store_path("deriver"),
+        ca=ca,
+        sign=[KEY, OTHER_KEY],
+    )
     server.serve(cache.files)
     with substituting(server, services) as service:
         described(narinfo, service.describe(narinfo.store_path.digest))
@@ -131,6 +142,26 @@ def test_what_is_not_there(server: Server, services: Services) -> None:
                     ask(bytes(size))
     # Only once whether it is a cache, and about the rest on the same connection.
     assert server.paths().count("/nix-cache-info") == 1
+
+
+@pytest.mark.parametrize("missing", ["blob", "directory", "root"])
+def test_a_known_nar_of_which_something_is_missing(server: Server, services: Services, missing: str) -> None:
+    cache = Cache()
+    narinfo = cache.add("tool")
+    server.serve(cache.files)
+    assert_substituted(server, services, narinfo)
+    known = services.nar_nodes.node(narinfo.nar_sha256)
+    assert known is not None
+    below = descend(services.directories, known[0], [b"bin"])
+    for node in (known[0], below):
+        assert isinstance(node, DirectoryNode)
+        if missing == ("root" if node is known[0] else "directory"):
+            services.directories.delete_many([node.digest])
+    if missing == "blob":
+        services.blobs.delete_many(services.blobs.list()[:1])
+    with substituting(server, services) as service:
+        assert isinstance(service.describe(narinfo.store_path.digest), PathDescription)
+    assert_substituted(server, services, narinfo)
 
 
 def test_describing_fetches_nothing(server: Server, services: Services) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ import pytest
 import zstandard
 
 from neve.errors import LimitExceeded, PermissionDenied, Unavailable
+from neve.nix.hashes import CAHash
 from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
-from neve.nix.store_path import StorePath
+from neve.nix.store_path import StorePath, content_addressed_path
 from neve.store.pathinfos.nix_cache import NixCachePathInfoService, Untrusted
 from neve.store.services import Services, open_services
 from neve.store.substitute.files import InvalidAnswer
@@ -128,6 +130,31 @@ def test_the_hash_of_a_known_file_is_not_that_of_a_nar(server: Server, memory: S
     assert memory.nar_nodes.node(true.file_hash.digest) is not None
     with substituting(server, memory) as service, pytest.raises(InvalidAnswer):
         service.get(lying.store_path.digest)
+
+
+FALSE_ADDRESSES = {
+    "fixed:r:sha256:" + "0" * 52: "belongs to",
+    "fixed:sha256:" + "0" * 52: "cannot refer to itself",
+    "text:sha256:" + "0" * 52: "cannot refer to itself",
+}
+
+
+@pytest.mark.parametrize("ca", FALSE_ADDRESSES)
+def test_a_content_address_of_another_path(server: Server, memory: Services, ca: str) -> None:
+    """The signature is right: it does not cover that."""
+    cache = Cache()
+    narinfo = cache.add("tool", ca=CAHash.parse(ca))
+    server.serve(cache.files)
+    assert_refused(server, memory, narinfo, FALSE_ADDRESSES[ca], keys=[KEY.public_key()])
+    assert f"/{narinfo.url}" not in server.paths()
+
+
+def test_a_content_address_of_another_nar(server: Server, memory: Services) -> None:
+    cache = Cache()
+    ca = CAHash.parse("fixed:r:sha256:" + "0" * 52)
+    narinfo = cache.add("tool", store_path=content_addressed_path("tool", ca), references=(), ca=ca)
+    server.serve(cache.files)
+    assert_refused(server, memory, narinfo, "is not the hash of its NAR", keys=[KEY.public_key()])
 
 
 def test_a_cache_that_swaps_paths(server: Server, services: Services) -> None:
@@ -414,6 +441,18 @@ def test_a_file_that_never_amounts_to_anything(server: Server, memory: Services)
     skippable = b"\x50\x2a\x4d\x18" + (4096).to_bytes(4, "little") + bytes(4096)
     server.routes[f"/{narinfo.url}"] = [endless(skippable, head(200, Connection="close"))]
     assert_refused(server, memory, narinfo, "bytes that it should have at most")
+
+
+@pytest.mark.parametrize("what", ["narinfo", "nar"])
+def test_an_encoding_that_never_amounts_to_anything(server: Server, memory: Services, what: str) -> None:
+    """Members of gzip with nothing in them, one after the other, as the encoding of a transfer."""
+    cache = Cache()
+    narinfo = cache.add("tool")
+    server.serve(cache.files)
+    name = narinfo_name(narinfo.store_path) if what == "narinfo" else narinfo.url
+    before = head(200, Connection="close", Content_Encoding="gzip")
+    server.routes[f"/{name}"] = [endless(gzip.compress(b"") * 1000, before)]
+    assert_refused(server, memory, narinfo, "bytes of the encoding gzip amount to 0 bytes")
 
 
 # Failures that may be over in a moment.

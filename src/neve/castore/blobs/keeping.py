@@ -182,6 +182,8 @@ class BothBatch(BlobBatch):
 
     def commit(self) -> None:
         self._far.commit()
+        # Who asked before that may have been told that they are not there.
+        self._absences.clear()
         self._near.do(lambda batch: batch.commit())
 
     def close(self) -> None:

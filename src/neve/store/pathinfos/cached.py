@@ -56,19 +56,20 @@ class CachedPathInfoService(PathInfoService):
         found = self._far.get(digest)
         if found is None:
             self._absences.add([digest])
-        else:
-            self._keep(found)
-        return found
+            return None
+        return self._keep(found)
 
-    def _keep(self, path_info: PathInfo, *, replace: bool = False) -> None:
+    def _keep(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
+        """What is near then, which may be signed; what was given if it cannot be kept."""
         try:
             try:
-                self._near.put(path_info, replace=replace)
+                return self._near.put(path_info, replace=replace)
             except Conflict:
                 # Far has taken it, and far is what counts.
-                self._near.put(path_info, replace=True)
+                return self._near.put(path_info, replace=True)
         except NeveError as error:
             LOGGER.warning("%s is not kept near: %s", path_info.store_path, error)
+            return path_info
 
     def describe(self, digest: bytes) -> PathInfo | PathDescription | None:
         check_path_digest(digest)
@@ -79,7 +80,7 @@ class CachedPathInfoService(PathInfoService):
         if found is None:
             self._absences.add([digest])
         elif isinstance(found, PathInfo):
-            self._keep(found)
+            return self._keep(found)
         return found
 
     def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:

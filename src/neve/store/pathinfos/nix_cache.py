@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from neve.castore.node import DirectoryNode, FileNode, Node
+from neve.castore.node import Node
+from neve.castore.traverse import is_whole
 from neve.errors import Unsupported
 from neve.nix import base32
 from neve.nix.cache_info import MAX_CACHE_INFO_BYTES, CacheInfo
 from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
 from neve.nix.signing import PublicKey, Signature, verify_any
 from neve.registry import Address
+from neve.store.closures import check_address_of
 from neve.store.nar_nodes import Nar
 from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest
@@ -91,6 +93,8 @@ class NixCachePathInfoService(PathInfoService):
         where = self._files.where(name)
         with naming(where):
             narinfo = NarInfo.parse(data, expected_digest=digest)
+            # No signature covers it.
+            check_address_of(narinfo.store_path, narinfo.references, narinfo.nar_sha256, narinfo.ca)
             file = check_nar_file(narinfo, self._files.url)
         if self._trusted and not verify_any(narinfo.fingerprint(), narinfo.signatures, self._trusted):
             by = _listed(one.name for one in narinfo.signatures) or "nobody"
@@ -121,13 +125,8 @@ class NixCachePathInfoService(PathInfoService):
         if nar.size != narinfo.nar_size:
             where = self._files.where(f"{base32.encode(narinfo.store_path.digest)}.narinfo")
             raise InvalidAnswer(f"{where}: NarSize is {narinfo.nar_size}, this NAR has {nar.size} bytes")
-        return node if self._has(node) else None
-
-    def _has(self, node: Node) -> bool:
-        # A Directory that is there has all that is below it.
-        if isinstance(node, DirectoryNode):
-            return self._context.directories.get(node.digest) is not None
-        return not isinstance(node, FileNode) or self._context.blobs.has(node.digest)
+        # The map outlives what it tells of, and contents may lie elsewhere than Directories.
+        return node if is_whole(self._context.blobs, self._context.directories, node) else None
 
     # What a cache that is only read cannot do.
 

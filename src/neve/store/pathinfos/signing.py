@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from neve.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable
+from neve.castore.node import Node
+from neve.errors import InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unavailable
 from neve.nix.signing import SecretKey, Signature
 from neve.registry import Address
 from neve.store.nar.render import NarCalculation, NarRenderer, RenderingNarCalculation
@@ -14,6 +14,7 @@ from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.context import PathInfoContext
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
+from neve.store.signing import MAX_KEY_FILE_BYTES, parse_secret_key
 from neve.telemetry import LOGGER
 
 
@@ -82,16 +83,35 @@ class SigningPathInfoService(PathInfoService):
         self._inner.close()
 
 
+class _ReadingNarCalculation(NarCalculation):
+    """Renders the NAR each time, and remembers nothing."""
+
+    def __init__(self, renderer: NarRenderer) -> None:
+        self._renderer = renderer
+
+    def calculate_nar(self, node: Node) -> Nar:
+        return self._renderer.hash(node)
+
+
+def _own_calculation(context: PathInfoContext) -> NarCalculation:
+    """What computes NARs here. A map of NARs that is a server's is not asked: its word is not enough."""
+    renderer = NarRenderer(context.blobs, context.directories)
+    if context.nar_nodes.is_ours:
+        return RenderingNarCalculation(renderer, context.nar_nodes)
+    return _ReadingNarCalculation(renderer)
+
+
 def _read_key(path: str) -> SecretKey:
     try:
-        return SecretKey.parse(Path(path).read_bytes())
+        with open(path, "rb") as file:
+            return parse_secret_key(file.read(MAX_KEY_FILE_BYTES + 1))
     except PermissionError as error:
         raise PermissionDenied(f"key file {path}: {error.strerror}") from error
     except FileNotFoundError as error:
         raise InvalidRequest(f"key file {path}: {error.strerror}") from error
     except OSError as error:
         raise Unavailable(f"key file {path}: {error.strerror}") from error
-    except InvalidRequest as error:
+    except (InvalidRequest, LimitExceeded) as error:
         raise InvalidRequest(f"key file {path}: {error}") from error
 
 
@@ -103,6 +123,5 @@ def open_signing(address: Address, context: PathInfoContext | None) -> SigningPa
     if context is None:
         raise address.refuse("signing needs the services beside it that have the contents")
     key = _read_key(address.required("keyfile", "/path/of/secret-key"))
-    renderer = NarRenderer(context.blobs, context.directories)
     inner = PATH_INFO_SERVICES.open_nested(address, "inner", context)
-    return SigningPathInfoService(inner, key, RenderingNarCalculation(renderer, context.nar_nodes))
+    return SigningPathInfoService(inner, key, _own_calculation(context))

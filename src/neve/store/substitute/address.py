@@ -31,8 +31,6 @@ def open_files(address: Address, netrc_file: str | None) -> CacheFiles:
             raise address.refuse("a folder has no host; write nix+file:///folder")
         if not address.path.strip("/"):
             raise address.refuse("the folder is missing; write nix+file:///folder")
-        if "\0" in address.path:
-            raise address.refuse("a path holds no NUL byte")
         return FolderCache(address.path)
     address.check_parameters(*HTTP_PARAMETERS)
     return _open_http(address, netrc_file)

@@ -62,6 +62,9 @@ _SAFE = "/%?=&+~:@!$'()*,;[]"
 _ENCODINGS = {"gzip": "gzip", "x-gzip": "gzip", "br": "br", "zstd": "zstd", "bzip2": "bzip2", "xz": "xz"}
 """Encodings of transfers as compressions. We ask for none, but some caches keep narinfos so."""
 
+_ENCODING_SLACK_BYTES = 8 * 1024 * 1024
+"""What decoders hold back is less, and no encoding makes anything longer by more than an eighth and this."""
+
 _FAILURES = (
     httpcore.NetworkError,
     httpcore.ProtocolError,
@@ -181,7 +184,8 @@ def origin_of(url: str) -> Origin:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InvalidRequest(str(error)[:_SHOWN]) from error
+        # Not what it repeats, nor chained: behind the colon a password may be that was not encoded.
+        raise InvalidRequest(str(error).partition(" as ")[0][:_SHOWN]) from None
     host = parts.netloc.rpartition("@")[2]
     host = host if port is None else host.removesuffix(f":{host.rpartition(':')[2]}")
     if parts.scheme not in ("http", "https"):
@@ -259,7 +263,25 @@ def _contents(response: httpcore.Response, where: str) -> Iterator[bytes]:
     with naming(where):
         if encoding not in _ENCODINGS:
             raise InvalidRequest(f"sent with the encoding {quoted(encoding)}, which nobody asked for")
-        return decompressed(pieces, _ENCODINGS[encoding])
+        return _decoded(pieces, _ENCODINGS[encoding])
+
+
+def _decoded(pieces: Iterator[bytes], compression: str) -> Iterator[bytes]:
+    """Undoes an encoding. Raises ``InvalidRequest`` when far more comes than it amounts to: whoever reads
+    this bounds what it becomes."""
+    came = became = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal came
+        for piece in pieces:
+            came += len(piece)
+            if came > became + became // 8 + _ENCODING_SLACK_BYTES:
+                raise InvalidRequest(f"{came} bytes of the encoding {compression} amount to {became} bytes")
+            yield piece
+
+    for piece in decompressed(counted(), compression):
+        became += len(piece)
+        yield piece
 
 
 def _body(response: httpcore.Response, where: str) -> Iterator[bytes]:
