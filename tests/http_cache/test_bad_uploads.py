@@ -15,6 +15,7 @@ import pytest
 
 from neve.nix import base32
 from neve.nix.compression import COMPRESSIONS
+from neve.nix.hashes import CAHash
 from neve.store.services import Services, open_services
 from neve.tree import BeginFile, Data, EndFile, Event
 from tests.http_cache.samples import Sample, nar_url, push, put_narinfo, sample, sha256
@@ -230,6 +231,11 @@ def test_the_hash_of_a_compressed_file_is_no_nar_hash(cache: Served) -> None:
 def test_missing_references(cache: Served) -> None:
     answer = put_narinfo(cache.http, KNOWN, references=(UNKNOWN.path,))
     assert UNKNOWN.path.base_name in refused(answer, 409)
+
+
+def test_a_content_address_of_another_path(cache: Served) -> None:
+    ca = CAHash.parse("fixed:r:sha256:" + "0" * 52)
+    assert "belongs to" in refused(put_narinfo(cache.http, KNOWN, ca=ca), 400)
 
 
 def _without(key: str) -> Callable[[str], str]:

@@ -1,6 +1,6 @@
 """``PUT /<digest>.narinfo``: what makes a store path of a NAR that was uploaded. The rules, in their order:
 
-1. at most 2 MiB, a valid narinfo, and about the path whose digest the address has;
+1. at most 2 MiB, a valid narinfo, about the path whose digest the address has, and so is its content address;
 2. its NAR is known by NarHash and here, and has the size that it says;
 3. its references are present, of which it may be one itself (else 409, naming those that are missing);
 4. signatures that do not verify by a trusted key or our own are dropped; where signatures are required, one
@@ -27,6 +27,7 @@ from neve.nix import base32
 from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
 from neve.nix.signing import PublicKey, verified, verify_any
 from neve.nix.store_path import StorePath
+from neve.store.closures import check_address_of
 from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes
 from neve.store.path_info import NarDetails, PathInfo, sorted_references
 from neve.store.services import Services
@@ -70,6 +71,8 @@ class NarInfoUploads:
 
     def _take(self, data: bytes, digest: bytes) -> str:
         narinfo = NarInfo.parse(data, expected_digest=digest)
+        # No signature covers it.
+        check_address_of(narinfo.store_path, narinfo.references, narinfo.nar_sha256, narinfo.ca)
         path_info = self._described(narinfo)
         self._check_references(narinfo)
         if verify_any(narinfo.fingerprint(), narinfo.signatures, self._upstream):
