@@ -50,8 +50,9 @@ many seconds, and for so many such pauses in all. The pause is longer the more o
 are slowed down by each other (the interpreter alone lets a thread run for 5 ms before the next one's turn).
 One that writes alone is never kept waiting."""
 _PAUSE_A_WRITER = 0.0005
-_JUST_NOW = 0.02
-"""Seconds for which who wrote last is remembered."""
+_JUST_NOW, _RIGHT_NOW = 0.02, 0.001
+"""Seconds for which it is remembered that several waited for a commit, and that somebody alone made one: the
+next to come is then likely to be the same client's next request, which another thread serves."""
 
 _Staged = dict[int, dict[bytes, Location]]
 
@@ -237,7 +238,8 @@ class Writer:
         """For how long a pause, and how long in all, more are waited for: only if others write too, that is,
         were waiting at the last commit, or led it just now."""
         leader, waited, ended = self._last_leader
-        if time.monotonic() - ended > _JUST_NOW or not (waited or leader != threading.get_ident()):
+        remembered = _JUST_NOW if waited else _RIGHT_NOW
+        if time.monotonic() - ended > remembered or not (waited or leader != threading.get_ident()):
             return 0, 0
         pause = min(max(_CROWD_PAUSE, _PAUSE_A_WRITER * max(waited, self._waiting)), _MAX_CROWD_PAUSE)
         return pause, _CROWD_PATIENCE * pause
