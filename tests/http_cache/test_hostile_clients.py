@@ -7,6 +7,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,6 +220,36 @@ def test_a_client_that_does_not_read(impatient: Served, large: str, encoding: st
         # Only the request that asks for the figure is left.
         until(lambda: impatient.metric("neve_http_active_requests") == 1)
         assert len(all_of(connection)) < len(LARGE)
+
+
+LOG = f"/log/{'0' * 32}-x.drv"
+
+
+def test_a_log_for_a_slow_client(impatient: Served) -> None:
+    """It takes him longer than he may do nothing."""
+    assert impatient.http.put(LOG, content=LARGE).status_code == 201
+    with impatient.connect() as connection:
+        connection.sendall(f"GET {LOG} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        received = bytearray()
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(256 * 1024):
+                received += part
+                time.sleep(0.03)
+    assert received.endswith(LARGE[-1000:])
+
+
+def test_logs_that_nobody_reads_take_a_bounded_amount(services: Services) -> None:
+    with serving(services, limits={"max_held_bytes": 60 << 20}) as cache, contextlib.ExitStack() as stack:
+        assert cache.http.put(LOG, content=LARGE).status_code == 201
+        for _ in range(2):
+            connection = stack.enter_context(cache.connect())
+            connection.sendall(f"GET {LOG} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        answer = cache.http.get(LOG)
+        assert answer.status_code == 503
+        assert "max_held_bytes" in answer.text
+        stack.close()
+        until(lambda: cache.http.get(LOG).content == LARGE)
 
 
 def test_a_client_that_leaves(cache: Served, large: str) -> None:
