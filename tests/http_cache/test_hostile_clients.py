@@ -124,7 +124,49 @@ def test_heads_that_are_too_long(cache: Served) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("beginning", [b"GET /", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\nx"])
+def test_a_head_in_pieces_and_a_body_behind_it(cache: Served) -> None:
+    body = bytes(2 * MAX_HEAD_BYTES)
+    head = f"PUT /{'0' * 32}.ls HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n".encode()
+    with cache.connect() as connection:
+        connection.sendall(head)
+        time.sleep(0.1)
+        connection.sendall(b"connection: close\r\n\r\n" + body)
+        assert all_of(connection).startswith(b"HTTP/1.1 200 ")
+
+
+CHUNKED = f"PUT /{'0' * 32}.ls HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n".encode()
+
+
+def test_what_stands_behind_a_body_is_no_part_of_the_head(cache: Served) -> None:
+    trailer = b"content-encoding: none-that-is-known\r\nauthorization: Bearer x\r\n"
+    answer = cache.raw(CHUNKED + b"connection: close\r\n\r\n1\r\nx\r\n0\r\n" + trailer + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_chunks_in_many_pieces(cache: Served) -> None:
+    """However much stands around them."""
+    count = 30
+    with cache.connect() as connection:
+        connection.sendall(CHUNKED + b"connection: close\r\n\r\n")
+        for _ in range(count):
+            connection.sendall(b"1;" + b"x" * (MAX_HEAD_BYTES // 10))
+            time.sleep(0.01)
+            connection.sendall(b"\r\nx\r\n")
+        connection.sendall(b"0\r\n\r\n")
+        assert all_of(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"GET /",
+        b"GET / HTTP/1.1\r\nx: ",
+        b"GET / HTTP/1.1\r\nx",
+        CHUNKED + b"\r\n0\r\nx: ",
+        CHUNKED + b"\r\n1\r\nx\r\n0\r\nx",
+        CHUNKED + b"\r\n1;",
+    ],
+)
 def test_a_head_without_end(cache: Served, beginning: bytes) -> None:
     """It is not held: the client is turned away while he still sends."""
     with cache.connect() as connection:
