@@ -3,6 +3,7 @@ many. They get no further than their own connection, and cost a bounded amount."
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -12,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from neve.http_cache.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_WAITING
 from neve.http_cache.routes import encoded_node
@@ -262,6 +266,17 @@ def test_a_client_that_does_not_read(impatient: Served, large: str, encoding: st
         # Only the request that asks for the figure is left.
         until(lambda: impatient.metric("neve_http_active_requests") == 1)
         assert len(all_of(connection)) < len(LARGE)
+
+
+def test_a_page_that_takes_its_time(services: Services) -> None:
+    """It is not the client who does nothing."""
+
+    async def slow(_: Request) -> Response:
+        await asyncio.sleep(1)
+        return Response("slow")
+
+    with serving(services, limits=QUICK, pages=[Route("/slow", slow)]) as cache:
+        assert cache.http.get("/slow").text == "slow"
 
 
 LOG = f"/log/{'0' * 32}-x.drv"

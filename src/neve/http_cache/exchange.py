@@ -217,10 +217,12 @@ class Exchange:
         await self.answer(status, line.encode() + b"\n", [TEXT])
 
     async def pass_on(self, app: Any, scope: Scope) -> None:
-        """Has another ASGI application answer."""
+        """Has another ASGI application answer; until it begins to, it is at work."""
+        beginning = contextlib.ExitStack()
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
+                beginning.close()
                 self.status = message["status"]
             else:
                 self.is_answered = not message.get("more_body", False)
@@ -228,7 +230,9 @@ class Exchange:
                 self.moved += len(message.get("body", b""))
             await self._send(message)
 
-        await app(scope, self._receive, send)
+        with beginning:
+            beginning.enter_context(self.working())
+            await app(scope, self._receive, send)
 
     # The connection.
 
