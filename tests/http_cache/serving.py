@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,10 @@ def all_of(connection: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(services: Services, *, limits: dict[str, Any] | None = None, **settings: Any) -> Iterator[Served]:
-    """Serves ``services`` in a thread; they stay the caller's."""
+def serving(
+    services: Services, *, limits: dict[str, Any] | None = None, pages: Sequence[Any] = (), **settings: Any
+) -> Iterator[Served]:
+    """Serves ``services`` in a thread; they stay the caller's. ``pages`` are routes."""
     settings.setdefault("insecure_allow_upload", True)
     settings.setdefault("grace", 5.0)
     chosen = Settings(limits=Limits(**(limits or {})), **settings)
@@ -103,7 +105,7 @@ def serving(services: Services, *, limits: dict[str, Any] | None = None, **setti
     def run() -> None:
         try:
             share = Share(sockets=[listener], rows=rows, row=0)
-            serve(services, chosen, share, lambda *_: (), stop, ready=ready.set, stopping=lambda: None)
+            serve(services, chosen, share, lambda *_: pages, stop, ready=ready.set, stopping=lambda: None)
         except BaseException as error:
             failures.append(error)
         finally:

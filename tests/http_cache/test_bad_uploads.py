@@ -155,6 +155,14 @@ def test_more_than_memory_is_to_hold(services: Services) -> None:
         until(lambda: cache.http.put(log, content=b"").status_code == 201)
 
 
+def test_more_than_memory_is_to_hold_when_it_is_decoded(services: Services) -> None:
+    packed = COMPRESSORS["zstd"](bytes(9000))
+    with serving(services, limits={**LIMITS, "max_held_bytes": 5000}) as cache:
+        for url in (f"/{'0' * 32}.ls", f"/log/{'0' * 32}-x.drv", f"/{'0' * 32}.narinfo"):
+            answer = cache.http.put(url, content=packed, headers={"content-encoding": "zstd"})
+            assert "max_held_bytes" in refused(answer, 503)
+
+
 def test_a_narinfo_that_is_too_long(cache: Served) -> None:
     what = sample("long")
     text = what.narinfo().render() + "Unknown: " + "x" * (2 << 20) + "\n"

@@ -3,14 +3,19 @@ many. They get no further than their own connection, and cost a bounded amount."
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from neve.http_cache.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_WAITING
 from neve.http_cache.routes import encoded_node
@@ -123,7 +128,49 @@ def test_heads_that_are_too_long(cache: Served) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("beginning", [b"GET /", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\nx"])
+def test_a_head_in_pieces_and_a_body_behind_it(cache: Served) -> None:
+    body = bytes(2 * MAX_HEAD_BYTES)
+    head = f"PUT /{'0' * 32}.ls HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n".encode()
+    with cache.connect() as connection:
+        connection.sendall(head)
+        time.sleep(0.1)
+        connection.sendall(b"connection: close\r\n\r\n" + body)
+        assert all_of(connection).startswith(b"HTTP/1.1 200 ")
+
+
+CHUNKED = f"PUT /{'0' * 32}.ls HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n".encode()
+
+
+def test_what_stands_behind_a_body_is_no_part_of_the_head(cache: Served) -> None:
+    trailer = b"content-encoding: none-that-is-known\r\nauthorization: Bearer x\r\n"
+    answer = cache.raw(CHUNKED + b"connection: close\r\n\r\n1\r\nx\r\n0\r\n" + trailer + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_chunks_in_many_pieces(cache: Served) -> None:
+    """However much stands around them."""
+    count = 30
+    with cache.connect() as connection:
+        connection.sendall(CHUNKED + b"connection: close\r\n\r\n")
+        for _ in range(count):
+            connection.sendall(b"1;" + b"x" * (MAX_HEAD_BYTES // 10))
+            time.sleep(0.01)
+            connection.sendall(b"\r\nx\r\n")
+        connection.sendall(b"0\r\n\r\n")
+        assert all_of(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"GET /",
+        b"GET / HTTP/1.1\r\nx: ",
+        b"GET / HTTP/1.1\r\nx",
+        CHUNKED + b"\r\n0\r\nx: ",
+        CHUNKED + b"\r\n1\r\nx\r\n0\r\nx",
+        CHUNKED + b"\r\n1;",
+    ],
+)
 def test_a_head_without_end(cache: Served, beginning: bytes) -> None:
     """It is not held: the client is turned away while he still sends."""
     with cache.connect() as connection:
@@ -219,6 +266,47 @@ def test_a_client_that_does_not_read(impatient: Served, large: str, encoding: st
         # Only the request that asks for the figure is left.
         until(lambda: impatient.metric("neve_http_active_requests") == 1)
         assert len(all_of(connection)) < len(LARGE)
+
+
+def test_a_page_that_takes_its_time(services: Services) -> None:
+    """It is not the client who does nothing."""
+
+    async def slow(_: Request) -> Response:
+        await asyncio.sleep(1)
+        return Response("slow")
+
+    with serving(services, limits=QUICK, pages=[Route("/slow", slow)]) as cache:
+        assert cache.http.get("/slow").text == "slow"
+
+
+LOG = f"/log/{'0' * 32}-x.drv"
+
+
+def test_a_log_for_a_slow_client(impatient: Served) -> None:
+    """It takes him longer than he may do nothing."""
+    assert impatient.http.put(LOG, content=LARGE).status_code == 201
+    with impatient.connect() as connection:
+        connection.sendall(f"GET {LOG} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        received = bytearray()
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(256 * 1024):
+                received += part
+                time.sleep(0.03)
+    assert received.endswith(LARGE[-1000:])
+
+
+def test_logs_that_nobody_reads_take_a_bounded_amount(services: Services) -> None:
+    with serving(services, limits={"max_held_bytes": 60 << 20}) as cache, contextlib.ExitStack() as stack:
+        assert cache.http.put(LOG, content=LARGE).status_code == 201
+        for _ in range(2):
+            connection = stack.enter_context(cache.connect())
+            connection.sendall(f"GET {LOG} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        answer = cache.http.get(LOG)
+        assert answer.status_code == 503
+        assert "max_held_bytes" in answer.text
+        stack.close()
+        until(lambda: cache.http.get(LOG).content == LARGE)
 
 
 def test_a_client_that_leaves(cache: Served, large: str) -> None:

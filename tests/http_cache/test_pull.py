@@ -322,11 +322,12 @@ def test_a_size_that_is_not_true(cache: Served, services: Services) -> None:
     """The node says another length than the blob has."""
     digest = services.blobs.put_many([b"four"])[0]
     for size in (3, 5, 600_000, 1 << 62):
-        answer = cache.http.get(
-            f"/nar/tvix-castore/{encoded_node(encode_node(FileNode(digest, size, False)))}"
-        )
-        assert answer.status_code == 500
+        url = f"/nar/tvix-castore/{encoded_node(encode_node(FileNode(digest, size, False)))}"
+        answer = cache.http.get(url)
+        assert answer.status_code == 400
         assert answer.text.count("\n") == 1
+        # Whose length nobody must keep for ever.
+        assert cache.http.head(url).status_code == 400
     assert cache.is_fine()
 
 

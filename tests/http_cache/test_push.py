@@ -200,6 +200,17 @@ def test_a_path_that_is_there(cache: Served, services: Services) -> None:
     pulled(cache, what)
 
 
+def test_a_path_that_is_there_with_other_references(cache: Served, services: Services) -> None:
+    """It would be said to be stored, and then told about without what it needs."""
+    needed, what = sample("needed"), sample("needs")
+    push(cache.http, needed)
+    stored(services, what)
+    answer = put_narinfo(cache.http, what, references=(needed.path,))
+    assert answer.status_code == 409
+    assert "other references" in answer.text
+    assert put_narinfo(cache.http, what).status_code == 200
+
+
 def test_two_caches_over_one_store(services: Services, tmp_path: Path) -> None:
     """The NAR comes to one, its narinfo to the other; a third serves them."""
     other = open_services(f"local://{tmp_path}/store")

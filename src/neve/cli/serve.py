@@ -45,7 +45,7 @@ _NEEDED = ("httptools", "jinja2", "prometheus_client", "starlette", "uvicorn")
 LIMIT_HELP = {
     "max_nar_bytes": "Longest NAR in an upload, packed or not, and longest whose hash is calculated.",
     "max_small_file_bytes": "Longest log, listing or realisation in an upload.",
-    "max_held_bytes": "Small files in uploads that a process holds in memory at once.",
+    "max_held_bytes": "Small files that a process holds in memory at once, to store or to send them.",
     "max_uploads": "NARs that a process takes in at once; others wait for their turn.",
     "max_open_nars": "NARs that a process renders ahead of what is sent, some 8 MiB each.",
     "max_fetches": "Paths that a process fetches from a far cache at once.",

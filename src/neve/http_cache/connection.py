@@ -49,8 +49,10 @@ class Connection(HttpToolsProtocol):
         self._most = most
         self._unfinished = False
         """Whether a head has begun and not ended."""
-        self._later_bytes = 0
-        """Of that head, what has come in later pieces than its beginning."""
+        self._bore_fruit = False
+        """Whether a piece of data has brought more than a part of a head, or of what stands around a body."""
+        self._fruitless_bytes = 0
+        """What has come since in pieces that have not."""
         self._lines = 0
         self._bytes = 0
         self._too_long = False
@@ -67,13 +69,15 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._unfinished:
-            self._later_bytes += len(data)
-            if self._later_bytes > MAX_HEAD_BYTES:
-                self._too_long = True
-                self.send_400_response("")
-                return
+        self._bore_fruit = False
         super().data_received(data)
+        if self._bore_fruit or self.transport.is_closing():
+            return
+        # The parser keeps what it has of a line, however long that gets, also behind a body.
+        self._fruitless_bytes += len(data)
+        if self._fruitless_bytes > MAX_HEAD_BYTES:
+            self._too_long = True
+            self.send_400_response("")
 
     # What the parser calls.
 
@@ -82,7 +86,8 @@ class Connection(HttpToolsProtocol):
             raise _TooManyError
         self._unfinished = True
         self._waiting_since = time.monotonic()
-        self._later_bytes = self._lines = self._bytes = 0
+        self._fruitless_bytes = self._lines = self._bytes = 0
+        self._bore_fruit = True
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: {"connection": self}}
 
@@ -92,7 +97,8 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._unfinished:  # Else it is a trailer, which must not pass for a part of the head.
+            super().on_header(name, value)
 
     def _count(self, size: int) -> None:
         self._lines += 1
@@ -103,8 +109,19 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unfinished = False
+        self._bore_fruit = True
+        self._fruitless_bytes = 0
         self._waiting_since = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._bore_fruit = True
+        self._fruitless_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._bore_fruit = True
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -14,7 +14,8 @@ _ENCODINGS = {"gzip": "gzip", "x-gzip": "gzip", "zstd": "zstd", "br": "br", "xz"
 
 async def received(exchange: Exchange, threads: Threads, limit: int, what: str) -> bytes:
     """The body, decoded. Raises ``LimitExceeded`` if it has more than ``limit`` bytes in either form,
-    ``InvalidRequest`` if it cannot be decoded, ``Refused`` (415) for an encoding that is not known."""
+    ``InvalidRequest`` if it cannot be decoded, ``Refused`` (415) for an encoding that is not known,
+    ``Unavailable`` if others hold too much already."""
     data = await exchange.whole_body(limit, what)
     encoding = exchange.content_encoding()
     if encoding is None:
@@ -23,7 +24,9 @@ async def received(exchange: Exchange, threads: Threads, limit: int, what: str) 
     if compression is None:
         raise Refused(415, f"the Content-Encoding {encoding[:40]} is not known")
     with exchange.working():
-        return await threads.work(_decoded, data, compression, limit, what)
+        contents = await threads.work(_decoded, data, compression, limit, what)
+    exchange.hold(len(contents))
+    return contents
 
 
 def _decoded(data: bytes, compression: str, limit: int, what: str) -> bytes:

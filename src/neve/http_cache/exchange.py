@@ -29,6 +29,11 @@ _LINGER_SECONDS = 5.0
 connection was closed at once, he might never see why."""
 
 
+_LONG_BYTES = 64 * 1024
+"""Of a body that may be on its way for a while. Who has been sent all of an answer is paced no more, and has
+as long for it as for his next request."""
+
+
 class ClientGoneError(Exception):
     """The client is gone. Nobody is told."""
 
@@ -43,7 +48,7 @@ class Held:
     def take(self, size: int) -> None:
         """Raises ``Unavailable`` if there is no room for so many bytes more."""
         if size > self._left:
-            raise Unavailable(f"uploads hold {self._limit} bytes of memory already (max_held_bytes)")
+            raise Unavailable(f"small files hold {self._limit} bytes of memory already (max_held_bytes)")
         self._left -= size
 
     def give_back(self, size: int) -> None:
@@ -132,10 +137,14 @@ class Exchange:
         async for piece in self.body():
             if self.received > limit:
                 raise _too_long(limit, what)
-            self._held.take(len(piece))
-            self._holds += len(piece)
+            self.hold(len(piece))
             pieces.append(piece)
         return b"".join(pieces)
+
+    def hold(self, size: int) -> None:
+        """Counts so many bytes more as held until ``end``. Raises ``Unavailable``."""
+        self._held.take(size)
+        self._holds += size
 
     def end(self) -> None:
         """Nothing of it is needed any more."""
@@ -185,6 +194,9 @@ class Exchange:
             body = b""
         if not self._has_more:
             await self.start(status, head)
+            if len(body) > _LONG_BYTES:
+                await self.send(body, more=True)
+                body = b""  # The end follows when most of it has gone.
             await self.send(body, more=False)
             return
         await self.start(status, [*head, _CLOSE])
@@ -205,10 +217,12 @@ class Exchange:
         await self.answer(status, line.encode() + b"\n", [TEXT])
 
     async def pass_on(self, app: Any, scope: Scope) -> None:
-        """Has another ASGI application answer."""
+        """Has another ASGI application answer; until it begins to, it is at work."""
+        beginning = contextlib.ExitStack()
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
+                beginning.close()
                 self.status = message["status"]
             else:
                 self.is_answered = not message.get("more_body", False)
@@ -216,7 +230,9 @@ class Exchange:
                 self.moved += len(message.get("body", b""))
             await self._send(message)
 
-        await app(scope, self._receive, send)
+        with beginning:
+            beginning.enter_context(self.working())
+            await app(scope, self._receive, send)
 
     # The connection.
 

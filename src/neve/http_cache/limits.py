@@ -17,8 +17,8 @@ class Limits:
     max_small_file_bytes: int = 32 * _MIB
     """Longest log, listing or realisation in an upload. A log is held in memory."""
     max_held_bytes: int = 256 * _MIB
-    """Narinfos, logs and other small files in uploads, all together, while they come and are stored; more is
-    answered with 503, after which clients try again."""
+    """Narinfos, logs and other small files, all together, while they come and are stored, and logs and
+    realisations while they are sent; more is answered with 503, after which clients try again."""
     max_uploads: int = 16
     """NARs that are taken in at once; each takes a thread and some 10 MiB. Others wait for their turn."""
     max_open_nars: int = 16

@@ -76,7 +76,7 @@ class Nars:
         """``/nar/tvix-castore/<node>?narsize=N``. Raises ``InvalidRequest``, ``NotFound``."""
         node = parse_node(text)
         given = query_parameter(exchange.query, "narsize")
-        nar = await self._look(exchange, self._present, node)
+        nar = await self._look(exchange, self._asked_for, node)
         if given is not None and given != str(nar.size):
             raise InvalidRequest(f"the NAR has {nar.size} bytes, and narsize says something else")
         await self._answer(exchange, nar)
@@ -109,6 +109,18 @@ class Nars:
     async def _look(self, exchange: Exchange, function: Callable[..., T], argument: object) -> T:
         with exchange.working():
             return await self._threads.render(function, argument)
+
+    def _asked_for(self, node: Node) -> _Nar:
+        """``_present``, of a node that somebody wrote into an address. Raises ``InvalidRequest`` if it says
+        another size of a file than that has."""
+        if isinstance(node, FileNode) and (reader := self._services.blobs.open_read(node.digest)) is not None:
+            with reader:
+                size = reader.size
+            if size != node.size:
+                raise InvalidRequest(
+                    f"the file in the address has {size} bytes, and its node says {node.size}"
+                )
+        return self._present(node)
 
     def _present(self, node: Node) -> _Nar:
         """Raises ``NotFound`` if the contents are not here, as far as that shows without reading them."""

@@ -7,8 +7,8 @@
    must be left (else 403);
 5. signed by an upstream key: it is not kept, only noted, so that what refers to it can be uploaded;
 6. signed with our key, if there is one: hash and size of the NAR were computed here;
-7. stored. A path that is there with other contents is a conflict (409); with the same, it gets the
-   signatures of both.
+7. stored. A path that is there with other contents or references is a conflict (409); with the same, it
+   gets the signatures of both.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ class NarInfoUploads:
             path_info = with_own_nar(self._services, path_info)
         if self._key is not None:
             path_info = sign_path_info(path_info, self._key)
-        self._services.path_infos.put(path_info)
+        found = self._services.path_infos.put(path_info)
+        if found.nar is not None and found.nar.reference_names != sorted_references(narinfo.references):
+            # What is stored stays as it is, and our signature is of something else.
+            raise Conflict(f"{narinfo.store_path} is already in the store, with other references")
         return "stored"
 
     def _described(self, narinfo: NarInfo) -> PathInfo:

@@ -122,7 +122,7 @@ class KeptFiles:
         self._limit = limit
 
     async def get(self, exchange: Exchange, name: str) -> None:
-        """Raises ``NotFound``."""
+        """Raises ``NotFound``, and ``Unavailable`` if too much is being sent already."""
         data = None
         try:
             self._check(name)
@@ -133,6 +133,7 @@ class KeptFiles:
             raise NotFound(str(error)) from error
         if data is None:
             raise NotFound(f"there is no such {self._kind}")
+        exchange.hold(len(data))  # For as long as it takes to send it.
         await exchange.answer(200, data, self._headers)
 
     async def put(self, exchange: Exchange, name: str) -> None:

@@ -110,7 +110,7 @@ def fields_of(scope: Scope) -> dict[str, str]:
 def number_of(fields: dict[str, str], name: str) -> int:
     """The number of a page, 1 if the query has none. Raises ``InvalidRequest``."""
     text = fields.get(name, "1")
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:20]) <= _MAX_NUMBER:
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= _MAX_NUMBER:
         raise InvalidRequest(f"{name} must be a number from 1 to {_MAX_NUMBER:,}")
     return int(text)
 
