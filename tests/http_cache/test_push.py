@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from neve.http_cache.packing import COMPRESSORS as PACKED
 from neve.nix import base32
-from neve.nix.compression import COMPRESSIONS, SUFFIXES
+from neve.nix.compression import COMPRESSIONS, SUFFIXES, decompressed
 from neve.nix.hashes import HashAlgorithm, NixHash
 from neve.nix.narinfo import NarInfo
 from neve.nix.signing import SecretKey
@@ -64,6 +65,11 @@ def test_every_compression(cache: Served, compression: str) -> None:
     narinfo = pulled(cache, what)
     assert narinfo.compression == "none"
     assert narinfo.file_size == len(what.nar)
+    # Whoever uploaded it remembers that file, and asks for it.
+    again = cache.http.get(url)
+    assert again.status_code == 200
+    assert b"".join(decompressed([again.content], compression)) == what.nar
+    assert cache.http.get(url, headers={"if-none-match": again.headers["etag"]}).status_code == 304
 
 
 def test_gzip_as_nix_names_it(cache: Served) -> None:
@@ -73,6 +79,17 @@ def test_gzip_as_nix_names_it(cache: Served) -> None:
     assert cache.http.head(nar_url(file)).status_code == 200
     assert put_narinfo(cache.http, what, compression="gzip").status_code == 200
     pulled(cache, what)
+    again = cache.http.get(nar_url(file))
+    assert "content-encoding" not in again.headers
+    assert gzip.decompress(again.content) == what.nar
+
+
+@pytest.mark.parametrize("compression", sorted(PACKED))
+def test_files_are_made_again_from_pieces(compression: str) -> None:
+    pieces = [b"", b"a", b"some text\n" * 100_000, bytes(3_000_000), b"", b"end"]
+    compressor = PACKED[compression]()
+    packed = [compressor.compress(piece) for piece in pieces]
+    assert b"".join(decompressed([*packed, compressor.flush()], compression)) == b"".join(pieces)
 
 
 def test_a_nar_that_comes_in_any_pieces(cache: Served) -> None:

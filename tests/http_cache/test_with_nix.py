@@ -127,6 +127,9 @@ def test_both_ways(services: Services, source: tuple[Nix, list[str]], nix: Nix, 
         nix("nix", "--store", nix.url, "store", "verify", "-r", *paths)
         for path in paths:
             assert dumped(nix, path) == dumped(theirs, path)
+        # Whoever pushed remembers the narinfos that he made, and asks for the files as he sent them.
+        again = f"local?root={theirs.folder}/again-{compression}"
+        theirs("nix", "--store", again, "copy", "--no-check-sigs", "--from", cache.url, *paths)
 
 
 def dumped(nix: Nix, path: str) -> bytes:

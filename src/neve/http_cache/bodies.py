@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
 from neve.castore.node import Node
 from neve.errors import Corrupt
+from neve.http_cache.packing import Compressor
 from neve.http_cache.zstd_frames import ZstdFrames, compressed
 from neve.store.nar.render import NarRenderer
 
@@ -23,9 +23,6 @@ _ALONE_BYTES = 512 * 1024
 
 _STALLED_SECONDS = 2.0
 """Whoever has not asked for more in this time lets another one read ahead."""
-
-_GZIP = 31
-"""For zlib: the header and trailer of gzip, the largest window."""
 
 
 class Body(Protocol):
@@ -135,12 +132,12 @@ class NarBody:
         self._ahead.leave(self)
 
 
-class GzipBody:
-    """A whole NAR, as one member of gzip."""
+class PackedBody:
+    """A whole NAR, as one member of what ``compressor`` makes."""
 
-    def __init__(self, inner: Body) -> None:
+    def __init__(self, inner: Body, compressor: Compressor) -> None:
         self._inner = inner
-        self._compressor = zlib.compressobj(1, wbits=_GZIP)
+        self._compressor = compressor
         self._ended = False
 
     @property

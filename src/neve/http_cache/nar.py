@@ -3,9 +3,10 @@
 Both kinds of addresses name contents that never change, so an answer may be kept for ever. It is made from
 the tree whenever it is asked for; its length is computed, and a range begins where it begins.
 
-By hash, a NAR is known if it was uploaded or computed here (``NarNodes``). An address that also names a
-store path (``?hash=<nix32 digest>``) is what a narinfo gives of a path whose contents may be somewhere
-else yet: those are fetched when such an address is asked for, and not before.
+By hash, a NAR is known if it was uploaded or computed here (``NarNodes``); so is the file that it was
+uploaded as, which is made again in its compression. An address that also names a store path
+(``?hash=<nix32 digest>``) is what a narinfo gives of a path whose contents may be somewhere else yet: those
+are fetched when such an address is asked for, and not before.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import NamedTuple, TypeVar
 from neve.castore.digest import b3_digest
 from neve.castore.node import DirectoryNode, FileNode, Node
 from neve.errors import InvalidRequest, NotFound
-from neve.http_cache.bodies import Ahead, Body, GzipBody, NarBody, ZstdBody
+from neve.http_cache.bodies import Ahead, Body, NarBody, PackedBody, ZstdBody
 from neve.http_cache.exchange import Exchange, query_parameter
-from neve.http_cache.negotiation import GZIP, IDENTITY, ZSTD, chosen_encoding, is_known, range_applies
+from neve.http_cache.negotiation import IDENTITY, ZSTD, chosen_encoding, is_known, range_applies
+from neve.http_cache.packing import COMPRESSORS
 from neve.http_cache.ranges import Multipart, Range, parse_ranges
 from neve.http_cache.routes import parse_nar_name, parse_node
 from neve.http_cache.settings import Settings
@@ -41,7 +43,8 @@ T = TypeVar("T")
 MEDIA_TYPE = b"application/x-nix-nar"
 
 _TYPE: Header = (b"content-type", MEDIA_TYPE)
-_ZSTD_MEDIA_TYPE = b"application/zstd"
+_PACKED_MEDIA_TYPES = {"zstd": b"application/zstd"}
+_PACKED_MEDIA_TYPE = b"application/octet-stream"
 _KEEP = b"max-age=31536000, immutable"
 
 
@@ -82,7 +85,7 @@ class Nars:
         await self._answer(exchange, nar)
 
     async def by_hash(self, exchange: Exchange, name: str) -> None:
-        """``/nar/<nix32>.nar`` and ``.nar.zst``; for HEAD, also what was uploaded. Raises ``NotFound``."""
+        """``/nar/<nix32>.nar`` and ``.nar.zst``, and files as they were uploaded. Raises ``NotFound``."""
         parsed = parse_nar_name(name)
         if parsed is None:
             raise NotFound("there is no such NAR")
@@ -98,11 +101,14 @@ class Nars:
                     return
                 nar = None if found is None else await self._look(exchange, self._present, found.node)
         if nar is not None:
-            await self._answer(exchange, nar, packed=parsed.compression == "zstd")
-        elif exchange.is_head and await self._look(exchange, self._was_uploaded, parsed.sha256):
-            await exchange.answer_head(200, [_TYPE])
-        else:
+            await self._answer(exchange, nar, "zstd" if parsed.compression == "zstd" else None)
+            return
+        # Nix names a file that it has compressed with gzip like one that is not compressed.
+        compression = "gzip" if parsed.compression == "none" else parsed.compression
+        nar = await self._look(exchange, self._uploaded, parsed.sha256)
+        if nar is None:
             raise NotFound(f"there is no NAR {base32.encode(parsed.sha256)}{SUFFIXES[parsed.compression]}")
+        await self._answer(exchange, nar, compression)
 
     # Which NAR; in threads.
 
@@ -143,9 +149,12 @@ class Nars:
         except NotFound:
             return None  # Deleted since.
 
-    def _was_uploaded(self, sha256: bytes) -> bool:
+    def _uploaded(self, sha256: bytes) -> _Nar | None:
+        """The NAR in the file with this hash, if such a one was uploaded and the NAR is here."""
         found = self._services.nar_nodes.node(sha256)
-        return found is not None and is_present(self._services, found[0])
+        if found is None or not is_present(self._services, found[0]):
+            return None
+        return self._present(found[0])
 
     async def _hinted(self, exchange: Exchange, sha256: bytes) -> PathInfo | PathDescription | None:
         """The store path that the address names too, if that has this NAR; fetches it for GET."""
@@ -172,13 +181,13 @@ class Nars:
 
     # Answers.
 
-    async def _answer(self, exchange: Exchange, nar: _Nar, *, packed: bool = False) -> None:
-        """Sends a NAR as the client wants it; ``packed``: as a file that is compressed with zstd."""
+    async def _answer(self, exchange: Exchange, nar: _Nar, packed: str | None = None) -> None:
+        """Sends a NAR as the client wants it; ``packed``: as a file in this compression."""
         wanted_range = None if packed else exchange.header(b"range")
-        encoding = IDENTITY
+        encoding = packed or IDENTITY
         if not packed and wanted_range is None and exchange.scope["http_version"] != "1.0":
             encoding = chosen_encoding(exchange.header(b"accept-encoding"))
-        tag = _entity_tag(nar, ZSTD if packed else encoding)
+        tag = _entity_tag(nar, encoding)
         headers: list[Header] = [
             self._cache_control,
             (b"etag", tag.encode()),
@@ -186,29 +195,27 @@ class Nars:
         ]
         if is_known(exchange.header(b"if-none-match"), tag):
             await exchange.answer_head(304, headers)
-        elif packed or encoding != IDENTITY:
-            await self._compressed(exchange, nar, ZSTD if packed else encoding, packed, headers)
+        elif encoding != IDENTITY:
+            media_type = _PACKED_MEDIA_TYPES.get(encoding, _PACKED_MEDIA_TYPE) if packed else MEDIA_TYPE
+            headers.append((b"content-type", media_type))
+            if not packed:
+                headers.append((b"content-encoding", encoding.encode()))
+            await self._compressed(exchange, nar, encoding, headers)
         else:
             ranges = None
             if exchange.method == "GET" and range_applies(exchange.header(b"if-range"), tag):
                 ranges = parse_ranges(wanted_range, nar.size)
             await self._plain(exchange, nar, ranges, [*headers, (b"accept-ranges", b"bytes")])
 
-    async def _compressed(
-        self, exchange: Exchange, nar: _Nar, encoding: str, packed: bool, headers: list[Header]
-    ) -> None:
-        media_type = _ZSTD_MEDIA_TYPE if packed else MEDIA_TYPE
-        headers = [*headers, (b"content-type", media_type)]
-        if not packed:
-            headers.append((b"content-encoding", encoding.encode()))
+    async def _compressed(self, exchange: Exchange, nar: _Nar, encoding: str, headers: list[Header]) -> None:
         if exchange.is_head:
             await exchange.answer_head(200, headers)
             return
         body: Body
-        if encoding == GZIP:
-            body = GzipBody(self._part(nar, 0, nar.size))
-        else:
+        if encoding == ZSTD:
             body = ZstdBody(self._services.renderer, nar.node, nar.size, self._ahead, self._frames)
+        else:
+            body = PackedBody(self._part(nar, 0, nar.size), COMPRESSORS[encoding]())
         await self._stream(exchange, 200, headers, [(b"", body)])
 
     async def _plain(
