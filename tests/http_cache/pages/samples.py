@@ -30,6 +30,8 @@ HOSTILE_NAMES = [
     b"?q=1#fragment",
     b" blanks  ",
     "turned\u202etxt.exe".encode(),
+    "\u3164\u2800".encode(),
+    b" ",
     NO_UTF8,
     b"a" * 255,
 ]

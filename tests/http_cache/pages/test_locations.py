@@ -74,6 +74,8 @@ def test_slashes_too_many_are_noticed() -> None:
         f"/path/{BASE}/a%00b",
         f"/path/{BASE}/{'a' * 256}",
         "/path/%ff%fe",
+        f"/path/{BASE}{'/a' * 2100}",
+        f"/path/{BASE}" + f"/{'a' * 255}" * 16,
     ],
 )
 def test_addresses_that_name_nothing_are_refused(address: str) -> None:
@@ -81,12 +83,19 @@ def test_addresses_that_name_nothing_are_refused(address: str) -> None:
         asked_for(scope_of(address))
 
 
+def test_places_as_deep_as_linux_has_them_are_shown() -> None:
+    longest = (4095 - len(BASE)) // 2
+    assert len(asked_for(scope_of(f"/path/{BASE}{'/a' * longest}"))[1]) == longest
+    with pytest.raises(InvalidRequest, match=r"4,09[67] bytes"):
+        asked_for(scope_of(f"/path/{BASE}{'/a' * (longest + 1)}"))
+
+
 def test_a_query_of_too_many_fields_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="query"):
         fields_of(scope_of("/search?" + "&".join(f"a{i}=1" for i in range(100))))
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "x", "", "1e3", "9" * 30, "0" * 15 + "1" * 5000, "\u0661"])
+@pytest.mark.parametrize("text", ["0", "-1", "x", "", "1e3", "9" * 30, "\u0661", "0" * 19 + "1" + "9" * 5000])
 def test_numbers_of_pages_are_numbers(text: str) -> None:
     with pytest.raises(InvalidRequest, match="number"):
         number_of({"page": text}, "page")

@@ -162,6 +162,23 @@ def test_a_long_directory_has_pages(served: Served) -> None:
     assert served.get(f"{address_of(named('many-1'))}?page=x").status == 400
 
 
+def test_deep_places_have_pages_of_ordinary_size(served: Served) -> None:
+    """Links are as long as the way down, so not every page may have one for each step of it."""
+    depth = 2000
+    down: list[Event] = [EnterDirectory(b""), *[EnterDirectory(b"d")] * depth]
+    leaves: list[Event] = [File(b"%03d" % i, False, b"deep") for i in range(ENTRIES)]
+    deep = put(served.services, "deep-1", [*down, *leaves, *[LEAVE_DIRECTORY] * (depth + 1)]).store_path
+    answer = served.get(address_of(deep, *[b"d"] * depth))
+    assert answer.status == 200
+    assert len(answer.body) < 8_000_000
+    assert served.get(answer.page.link("499")).page.linked("Download")
+    # From there, the way up is not cut off.
+    above = [link.address for link in answer.page.links if link.text == "d"]
+    assert len(above) == 16
+    higher = served.get(min(above, key=len)).page
+    assert min(len(link.address) for link in higher.links if link.text == "d") < len(min(above, key=len))
+
+
 @pytest.mark.parametrize("path", ["/", "/search", "/search?q=%3Cscript%3E%22", address_of(HELLO), "/path/x"])
 def test_every_page_is_safe(served: Served, path: str) -> None:
     assert_safe(served.get(path))
@@ -231,6 +248,15 @@ def test_what_is_searched_for_is_only_text(served: Served, path: str) -> None:
         "spellcheck",
         "value",
     }
+
+
+def test_a_heading_shows_what_would_reorder_it(served: Served) -> None:
+    """Somebody else may have made the address; the field has what to search for, unchanged."""
+    page = served.page("/search?q=a%E2%80%AEb%00c")
+    assert "with a\\u202eb\\x00c" in " ".join(page.text.split())
+    assert page.title == "Search: a\\u202eb\\x00c · Test cache"
+    [field] = [each for each in page.all("input") if each["name"] == "q"]
+    assert field["value"] == "a\u202eb\x00c"
 
 
 @pytest.mark.parametrize(
@@ -337,6 +363,8 @@ def test_heads_are_those_of_the_answers(served: Served, path: str) -> None:
         (address_of(named("absent-1.0")), 404, "is not in this cache"),
         (address_of(HELLO, b"no", b"such"), 404, "has nothing at no/such"),
         ("/path/nonsense", 400, "nonsense"),
+        (address_of(HELLO, *[b"a"] * 5000), 400, "10,043 bytes, at most 4,095"),
+        (f"{address_of(HELLO)}?page={'0' * 19}1{'9' * 5000}", 400, "page must be a number"),
         (address_of(HELLO, b"share", route="raw"), 404, "is a directory"),
         ("/search?after=x", 400, "after"),
         ("/search?q=" + "a" * 9000, 400, "9,000 characters"),

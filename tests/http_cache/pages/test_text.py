@@ -19,6 +19,13 @@ from neve.http_cache.pages.text import decoded, disposition, exact_size, honest,
         ("turned\u202etxt.exe".encode(), "turned\\u202etxt.exe"),
         ("zero\u200bwidth".encode(), "zero\\u200bwidth"),
         (b"\x1b[31mred", "\\x1b[31mred"),
+        ("\u3164".encode(), "\\u3164"),
+        ("\u2800\u115f".encode(), "\\u2800\\u115f"),
+        ("same\ufe0f".encode(), "same\\ufe0f"),
+        ("same\U000e0101".encode(), "same\\U000e0101"),
+        (b" ", "\\x20"),
+        (b"   ", "\\x20\\x20\\x20"),
+        (b" blanks  ", " blanks  "),
     ],
 )
 def test_what_cannot_be_seen_is_escaped(name: bytes, text: str) -> None:

@@ -37,11 +37,14 @@ class Troubled(PathInfoService):
         self.listing: NeveError | None = None
         self.listed_before = 0
         self.asked_for_referrers = 0
+        self.asked_in: set[str] = set()
+        """The names of threads."""
 
     def get(self, digest: bytes) -> PathInfo | None:
         return self._inner.get(digest)
 
     def describe(self, digest: bytes) -> PathInfo | PathDescription | None:
+        self.asked_in.add(threading.current_thread().name)
         if digest in self.errors:
             raise self.errors[digest]
         return self._inner.describe(digest)
@@ -50,6 +53,7 @@ class Troubled(PathInfoService):
         return self._inner.put(path_info, replace=replace)
 
     def list(self, after: bytes = b"", limit: int = 1000) -> Sequence[PathInfo]:
+        self.asked_in.add(threading.current_thread().name)
         if self.listing is None:
             return self._inner.list(after, limit)
         if not after and self.listed_before:
@@ -57,6 +61,7 @@ class Troubled(PathInfoService):
         raise self.listing
 
     def referrers(self, digest: bytes) -> Sequence[bytes]:
+        self.asked_in.add(threading.current_thread().name)
         self.asked_for_referrers += 1
         return self._inner.referrers(digest)
 
@@ -80,6 +85,25 @@ def troubled(services: Services) -> Troubled:
 def served(services: Services) -> Iterator[Served]:
     with serving(services) as running:
         yield running
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/search?q=hello",
+        f"/search?q={base32.encode(HELLO.digest)}",
+        address_of(HELLO),
+        address_of(HELLO, b"bin"),
+        address_of(HELLO, b"no"),
+        address_of(HELLO, b"bin", b"hello", route="raw"),
+    ],
+)
+def test_nobody_waits_for_the_store_but_who_asked(served: Served, troubled: Troubled, path: str) -> None:
+    """It is asked in threads of its own, not in the one in which all requests come in."""
+    assert served.get(path).status in (200, 303, 404)
+    assert troubled.asked_in
+    assert "pages" not in troubled.asked_in
 
 
 @pytest.mark.parametrize(

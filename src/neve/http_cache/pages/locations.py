@@ -25,7 +25,11 @@ from neve.nix.store_path import STORE_DIR, StorePath
 _MAX_FIELDS = 16
 """Fields of a query; the pages know five."""
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 _MAX_NUMBER = 10**9
+_MAX_PLACE_BYTES = 4095
+"""Of a path below the store directory: PATH_MAX of Linux without the NUL, so Nix unpacks nothing deeper. A
+link may be as long as the address of its page, and a page has hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ def asked_for(scope: Scope) -> tuple[StorePath, tuple[bytes, ...], bool]:
     parts = [unquote_to_bytes(segment) for segment in segments if segment]
     if not parts:
         raise InvalidRequest("the address names no store path")
+    if (size := len(b"/".join(parts))) > _MAX_PLACE_BYTES:
+        raise InvalidRequest(f"the path has {size:,} bytes, at most {_MAX_PLACE_BYTES:,} are shown")
     store_path = StorePath.parse_base_name(parts[0].decode("latin-1"))
     for part in parts[1:]:
         if b"/" in part:
@@ -110,7 +116,7 @@ def fields_of(scope: Scope) -> dict[str, str]:
 def number_of(fields: dict[str, str], name: str) -> int:
     """The number of a page, 1 if the query has none. Raises ``InvalidRequest``."""
     text = fields.get(name, "1")
-    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= _MAX_NUMBER:
+    if _NUMBER.fullmatch(text) is None or not 1 <= int(text) <= _MAX_NUMBER:
         raise InvalidRequest(f"{name} must be a number from 1 to {_MAX_NUMBER:,}")
     return int(text)
 

@@ -85,11 +85,15 @@ class Renderer:
             loader=PackageLoader("neve.http_cache.pages"),
             autoescape=True,
             undefined=StrictUndefined,
+            auto_reload=False,
             trim_blocks=True,
             lstrip_blocks=True,
         )
         self._environment.globals.update(site=site, style=names["css"], icon=names["svg"])
         self._environment.filters.update(exact_size=exact_size, short_size=short_size, number="{:,}".format)
+        for name in self._environment.list_templates():
+            # Now, and never again: pages for errors are made in the event loop's thread, too.
+            self._environment.get_template(name)
 
     def _keep(self, name: str, suffix: str) -> str:
         """Reads a file that comes with the pages; the name that it is served by."""

@@ -35,6 +35,9 @@ _SEARCHING = (2, 16)
 """Threads for pages of a path, and for searches; and how many requests may wait for one: no longer than
 somebody in front of an empty window does."""
 
+_STEPS = 16
+"""Directories above a place that its page links to; further up they lead on."""
+
 View: TypeAlias = Callable[[Request], Response]
 
 
@@ -84,7 +87,13 @@ class _Pages:
     async def answer(self, view: View, threads: Threads, request: Request) -> Response:
         """What ``view`` answers, or the page for what went wrong."""
         try:
-            return await threads.run(view, request)
+            return await threads.run(self._answered, view, request)
+        except NeveError as error:  # No thread was free to say so.
+            return self._renderer.error(request, error)
+
+    def _answered(self, view: View, request: Request) -> Response:
+        try:
+            return view(request)
         except NeveError as error:
             return self._renderer.error(request, error)
 
@@ -116,7 +125,13 @@ class _Pages:
             return RedirectResponse(links.path(known.store_path), 303)
         after = parse_after(fields.get("after", ""))
         found = search(self._services.path_infos, query, after)
-        values = {"query": query, "shown": shown_query(query), "found": found, "first": not after}
+        values = {
+            "query": query,
+            "typed": shown_query(query),
+            "shown": shown(query.encode("utf-8", "surrogateescape")) if query else "",
+            "found": found,
+            "first": not after,
+        }
         return self._renderer.page(request, "search.html", values)
 
     def path(self, request: Request) -> Response:
@@ -131,14 +146,16 @@ class _Pages:
     def _below(self, request: Request, place: Place) -> dict[str, object]:
         """What the page of a place below a store path shows."""
         contents = contents_at(self._services, place, number_of(fields_of(request.scope), "page"))
+        above = max(0, len(place.components) - 1 - _STEPS)
         steps = [
-            (shown(name), place.links.path(place.store_path, place.components[: i + 1]))
-            for i, name in enumerate(place.components)
+            (shown(place.components[i]), place.links.path(place.store_path, place.components[: i + 1]))
+            for i in range(above, len(place.components))
         ]
         return {
             "store_path": place.store_path,
             "here": place.components,
             "steps": steps,
+            "left_out": above,
             "contents": contents,
         }
 

@@ -18,6 +18,11 @@ _BINARY = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]")
 # Characters that would make text look other than it is, above all those that turn its direction.
 _DECEPTIVE = re.compile("[\x08\x1b\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
+# Characters that nothing is drawn for, though they count as printable: fillers, selectors, the empty braille.
+_UNDRAWN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._+-]")
 
@@ -25,11 +30,17 @@ _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._+-]")
 def shown(name: bytes) -> str:
     """``name`` as printable text: what is no UTF-8, and what cannot be seen, is escaped."""
     text = name.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else "".join(map(_visible, text))
+    if not text.strip(" "):  # Nobody would hit such a link.
+        return "\\x20" * len(text)
+    return text if _is_visible(text) else "".join(map(_visible, text))
+
+
+def _is_visible(text: str) -> bool:
+    return text.isprintable() and _UNDRAWN.search(text) is None
 
 
 def _visible(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+    return character if _is_visible(character) else character.encode("unicode_escape").decode("ascii")
 
 
 def shown_query(text: str) -> str:
