@@ -26,6 +26,7 @@ from neve.nix import base32
 from neve.nix.compression import decompressed, sniffed
 from neve.store.nar.ingest import ingest_nar
 from neve.store.nar_nodes import Nar
+from neve.store.one_commit import one_commit
 from neve.store.services import Services
 from neve.telemetry import LOGGER
 
@@ -97,10 +98,10 @@ def _take_in(services: Services, limits: Limits, name: NarName, pipe: Pipe) -> N
             raise InvalidRequest(f"the hash of what came is {base32.encode(found)}, its name says another")
 
     unpacked = _bounded(decompressed(pieces, compression), limits.max_nar_bytes)
-    node, nar = ingest_nar(
-        unpacked, services.blobs, services.directories, accept=accept, size_rule=services.size_rule
-    )
-    services.nar_nodes.put(node, nar, file_sha256=name.sha256 if file.hashes else None)
+    blobs, directories = services.blobs, services.directories
+    with one_commit(blobs, directories, services.nar_nodes):
+        node, nar = ingest_nar(unpacked, blobs, directories, accept=accept, size_rule=services.size_rule)
+        services.nar_nodes.put(node, nar, file_sha256=name.sha256 if file.hashes else None)
     if not is_present(services, node):
         raise NotFound("the store lost what was uploaded before it was remembered; upload it again")
     LOGGER.debug("took in a NAR of %d bytes in %.3f s", nar.size, time.monotonic() - began)

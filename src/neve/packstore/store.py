@@ -261,6 +261,11 @@ class PackStore:
         """
         return self.writer.update(lambda transaction: function(TableTransaction(self, transaction)))
 
+    def one_commit(self) -> contextlib.AbstractContextManager[None]:
+        """What this thread commits within the block is durable and visible at its end, by one commit.
+        See ``Writer.one_commit``."""
+        return self.writer.one_commit()
+
     def delete_many(self, table: Table, keys: Sequence[bytes]) -> int:
         """Deletes those records that are there; returns how many. Durable on return."""
         return self.update(lambda t: sum(t.delete(table, key) for key in keys))

@@ -19,7 +19,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +29,7 @@ from neve.packstore.appender import PACK_LIMIT, OpenPack, open_pack
 from neve.packstore.frames import Packed, Record, encode_frame, group_records, locations
 from neve.packstore.index import Index, MapFull
 from neve.packstore.index_writer import IndexWriter
+from neve.packstore.joined import JoinedCommits
 from neve.packstore.location import Location, make_place
 from neve.packstore.locks import Arrivals
 from neve.packstore.recovery import recover
@@ -68,6 +69,7 @@ class Writer:
         self._open_lock = threading.Lock()
         self._append_lock = threading.Lock()
         self._arrivals = Arrivals()
+        self._joined = JoinedCommits()
         # Under the append lock: the pack in use, and those that became full since the last commit.
         self._pack: OpenPack | None = None
         self._full: list[OpenPack] = []
@@ -114,8 +116,7 @@ class Writer:
             while True:
                 self._ensure_pack()
                 with self._append_lock:
-                    if epoch != self._epoch:
-                        raise _repeated(self._failure)
+                    self._check_epoch(epoch)
                     if (target := self._pack) is None:
                         continue
                     offset = target.append(frame.head, frame.entries, frame.payload)
@@ -123,7 +124,7 @@ class Writer:
                     too_much = self._register(table, records, locations(frame, records, place), frame.size)
                     break
         if too_much:
-            self.commit(epoch)
+            self._commit_staged(epoch)
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -161,7 +162,7 @@ class Writer:
         in any other way. Records staged before are committed along.
         """
         self._check_process()
-        update = Update(function)
+        update = Update(self._joined.guarded(function, self._check_epoch))
         with self._arrivals.one(), self._state:
             self._updates.append(update)
         try:
@@ -185,11 +186,31 @@ class Writer:
         """
         self._check_process()
         begun = self._epoch if epoch is None else epoch
+        if not self._joined.postpone(begun):
+            self._commit_staged(begun)
+
+    @contextlib.contextmanager
+    def one_commit(self) -> Iterator[None]:
+        """Commits of this thread within the block are made at its end, all as one: durable and visible then,
+        and not before. An update within it is not postponed, and takes along what was staged.
+
+        Where several small things make one whole this saves their syncs. Left by an error, the block commits
+        nothing.
+        """
+        with self._joined.block() as epochs:
+            yield
+        for begun in epochs:
+            self._commit_staged(begun)
+
+    def _check_epoch(self, begun: int) -> None:
+        if begun != self._epoch:
+            raise _repeated(self._failure)
+
+    def _commit_staged(self, begun: int) -> None:
         goal = self._staged_count
 
         def covered() -> bool:
-            if begun != self._epoch:
-                raise _repeated(self._failure)
+            self._check_epoch(begun)
             return self._committed_count >= goal
 
         self._wait(covered)

@@ -293,10 +293,11 @@ class _Copy:
         expected = Nar(entry.nar_size, entry.nar_sha256)
         try:
             check_content_address(entry)
-            node, nar = ingest_events(
-                self._services, self._batches(entry), check=lambda nar: expect_nar(nar, expected)
-            )
-            self._services.nar_nodes.put(node, nar)
+            with self._services.one_commit():
+                node, nar = ingest_events(
+                    self._services, self._batches(entry), check=lambda nar: expect_nar(nar, expected)
+                )
+                self._services.nar_nodes.put(node, nar)
         except (UncopiedPath, _NotNeededError, *_CONCERNS_ALL):
             raise
         except NeveError as error:

@@ -174,16 +174,17 @@ def import_events(services: Services, batches: Batches, name: str, options: Impo
         references = [*options.references, *(() if scan is None else scan.found())]
         return content_addressed_path(name, ca, references), ca, references
 
-    # The name is checked against its use before anything becomes visible.
-    node, nar = ingest_events(
-        services,
-        source,
-        *([] if flat is None else [flat]),
-        check=described,
-        watch=None if scan is None else scan.feed,
-    )
-    store_path, ca, references = described(nar)
-    return _register(services, store_path, node, nar, ca=ca, references=references)
+    with services.one_commit():
+        # The name is checked against its use before anything becomes visible.
+        node, nar = ingest_events(
+            services,
+            source,
+            *([] if flat is None else [flat]),
+            check=described,
+            watch=None if scan is None else scan.feed,
+        )
+        store_path, ca, references = described(nar)
+        return _register(services, store_path, node, nar, ca=ca, references=references)
 
 
 def ingest_events(
@@ -236,15 +237,16 @@ def import_nar(
     if scan_for is not None:
         scan = ReferenceScan([*([] if store_path is None else [store_path]), *scan_for])
         pieces = scan.passed(pieces)
-    node, nar = ingest_nar(pieces, services.blobs, services.directories, size_rule=services.size_rule)
-    if scan_for is not None:
-        references = [*references, *scan.found()]
-    ca = None
-    if store_path is None:
-        assert name is not None
-        ca = CAHash.of(CAMethod.NAR, NixHash(HashAlgorithm.SHA256, nar.sha256))
-        store_path = content_addressed_path(name, ca, references)
-    return _register(services, store_path, node, nar, ca=ca, references=references, deriver=deriver)
+    with services.one_commit():
+        node, nar = ingest_nar(pieces, services.blobs, services.directories, size_rule=services.size_rule)
+        if scan_for is not None:
+            references = [*references, *scan.found()]
+        ca = None
+        if store_path is None:
+            assert name is not None
+            ca = CAHash.of(CAMethod.NAR, NixHash(HashAlgorithm.SHA256, nar.sha256))
+            store_path = content_addressed_path(name, ca, references)
+        return _register(services, store_path, node, nar, ca=ca, references=references, deriver=deriver)
 
 
 def _register(

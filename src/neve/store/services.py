@@ -50,6 +50,11 @@ class Services:
 
             self.nar_calculation = GrpcNarCalculation(self.remote.connection, self.nar_calculation)
 
+    def one_commit(self) -> contextlib.AbstractContextManager[None]:
+        """What this thread stores within the block is durable and visible at its end, by one commit; or as
+        it is stored, if it does not all lie in one embedded store."""
+        return contextlib.nullcontext() if self.packs is None else self.packs.one_commit()
+
     def close(self) -> None:
         with contextlib.ExitStack() as closing:  # Each of them, also when another one fails.
             if self.packs is not None:

@@ -60,6 +60,11 @@ class LocalBlobService(BlobService):
         self._pool_lock = threading.Lock()
         self._closed = False
 
+    @property
+    def store(self) -> PackStore:
+        """The embedded store, in which other tables may lie beside this one."""
+        return self._store
+
     def has(self, digest: Digest) -> bool:
         return not self.missing([digest])
 

@@ -29,6 +29,11 @@ class LocalDirectoryService(DirectoryService):
         self._store = store
         self._closed = False
 
+    @property
+    def store(self) -> PackStore:
+        """The embedded store, in which other tables may lie beside this one."""
+        return self._store
+
     def get(self, digest: Digest) -> Directory | None:
         return self.get_many([digest]).get(digest)
 

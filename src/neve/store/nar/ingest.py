@@ -20,6 +20,8 @@ from neve.store.nar_nodes import Nar
 
 _QUEUED_PIECES = 4
 _PATIENCE_SECONDS = 0.1
+_HASHED_AT_ONCE = 512 * 1024
+"""So many bytes of a NAR are hashed before there is a thread for the rest."""
 
 
 class NarMismatch(InvalidRequest):
@@ -68,14 +70,13 @@ def expect_nar(nar: Nar, expected: Nar) -> None:
 
 
 class _Hasher:
-    """sha256 in a thread of its own, beside the parsing."""
+    """sha256 beside the parsing: in a thread of its own, which costs more than it saves for short NARs."""
 
     def __init__(self) -> None:
         self.size = 0
         self._hash = hashlib.sha256()
         self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUED_PIECES)
-        self._thread = threading.Thread(target=self._run, name="neve-nar-hash", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def _run(self) -> None:
         while (piece := self._queue.get()) is not None:
@@ -83,7 +84,14 @@ class _Hasher:
 
     def update(self, piece: bytes) -> None:
         self.size += len(piece)
-        self._queue.put(piece)
+        if self._thread is not None:
+            self._queue.put(piece)
+        elif self.size <= _HASHED_AT_ONCE:
+            self._hash.update(piece)
+        else:
+            self._thread = threading.Thread(target=self._run, name="neve-nar-hash", daemon=True)
+            self._thread.start()
+            self._queue.put(piece)
 
     def result(self) -> Nar:
         self._stop()
@@ -91,7 +99,7 @@ class _Hasher:
 
     def _stop(self) -> None:
         # Again and again: an interrupt in the middle of a put can lose the next wake-up.
-        while self._thread.is_alive():
+        while self._thread is not None and self._thread.is_alive():
             with contextlib.suppress(queue.Full):
                 self._queue.put(None, timeout=_PATIENCE_SECONDS)
             self._thread.join(_PATIENCE_SECONDS)

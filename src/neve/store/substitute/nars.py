@@ -16,6 +16,7 @@ from neve.nix.hashes import HashAlgorithm, NixHash
 from neve.nix.narinfo import NarInfo
 from neve.store.nar.ingest import ingest_nar
 from neve.store.nar_nodes import Nar
+from neve.store.one_commit import one_commit
 from neve.store.pathinfos.context import PathInfoContext
 from neve.store.substitute.files import (
     CacheFile,
@@ -62,7 +63,7 @@ def fetch_nar(files: CacheFiles, name: str, narinfo: NarInfo, target: PathInfoCo
 
 def _fetch(files: CacheFiles, name: str, narinfo: NarInfo, target: PathInfoContext) -> Node:
     where = files.where(name)
-    with files.open(name) as file:
+    with one_commit(target.blobs, target.directories, target.nar_nodes), files.open(name) as file:
         if file is None:
             raise InvalidAnswer(f"{where} is not there, though the cache has a narinfo for it")
         with naming(where):
@@ -74,7 +75,7 @@ def _fetch(files: CacheFiles, name: str, narinfo: NarInfo, target: PathInfoConte
                 expected=Nar(narinfo.nar_size, narinfo.nar_sha256),
                 size_rule=target.size_rule,
             )
-    target.nar_nodes.put(node, nar, file_sha256=_sha256(narinfo.file_hash))
+        target.nar_nodes.put(node, nar, file_sha256=_sha256(narinfo.file_hash))
     return node
 
 
