@@ -14,10 +14,11 @@ import pytest
 
 from neve.cli.serve import LIMIT_HELP
 from neve.http_cache.limits import Limits
-from neve.http_cache.run import CacheOptions, WorkerStart
+from neve.http_cache.run import CacheOptions
 from neve.http_cache.settings import Settings, from_json, to_json
 from neve.http_cache.tokens import PULL, PUSH, TokenFile
 from neve.nix.signing import SecretKey
+from neve.serving.main import WorkerStart
 from neve.testing.servers import make_certificates
 from tests.cli.conftest import Neve, Spawn
 

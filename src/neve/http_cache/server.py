@@ -101,6 +101,7 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Accepts nobody any more, and returns when requests in flight have ended; those that have not
         after ``grace`` seconds are broken off. What serves them is at an end too."""
+        self._app.is_stopping = True
         for server in self._servers:
             server.close()
         for connection in list(self._state.connections):
