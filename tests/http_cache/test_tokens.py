@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -236,6 +237,30 @@ def test_a_token_that_is_taken_back(services: Services, token_file: Path) -> Non
         assert cache.http.put(url, content=b"", headers=headers).status_code == 401
         token_file.unlink()
         assert cache.http.put(url, content=b"", headers=headers).status_code == 401
+
+
+def test_a_file_that_takes_its_time_holds_up_nobody_else(services: Services, token_file: Path) -> None:
+    headers = {"authorization": f"Bearer {WRITER}"}
+    url, answers = f"/log/{'0' * 32}-x.drv", []
+    with serving(services, token_file=str(token_file), insecure_allow_upload=False) as cache:
+
+        def upload() -> None:
+            with client_of(cache.url, headers=headers) as http:
+                answers.append(http.put(url, content=b"").status_code)
+
+        # Whoever opens it to read waits for somebody who writes.
+        os.mkfifo(token_file.with_suffix(".new"))
+        token_file.with_suffix(".new").rename(token_file)
+        thread = threading.Thread(target=upload)
+        thread.start()
+        try:
+            with token_file.open("w") as file:  # From here on, it is being read.
+                assert cache.is_fine()
+                assert answers == []
+                file.write(f"{WRITER_LINE}\n")
+        finally:
+            thread.join()
+    assert answers == [201]
 
 
 def test_a_private_cache(services: Services, token_file: Path) -> None:

@@ -15,6 +15,7 @@ from neve.cli.server_options import (
     LimitsCommand,
     ModeType,
     chosen_limits,
+    chosen_tls,
     listen_option,
     opened_services,
     services_of_worker,
@@ -100,15 +101,8 @@ def _options(values: Mapping[str, Any]) -> DaemonOptions:
     from neve.server.listen import ListenOptions
     from neve.server.settings import Settings
     from neve.serving.addresses import DEFAULT_ADDRESS
-    from neve.serving.tls import TlsFiles, read_tls
 
-    files = TlsFiles(
-        certificate=values["tls_cert"],
-        key=values["tls_key"],
-        client_ca=values["tls_client_ca"],
-        admin_ca=values["tls_admin_ca"],
-    )
-    tls = read_tls(files)
+    tls = chosen_tls(values)
     listen = ListenOptions(
         addresses=values["listen"] or (DEFAULT_ADDRESS,),
         admin_addresses=values["admin_listen"],

@@ -14,6 +14,7 @@ from neve.cli.server_options import (
     FILE,
     LimitsCommand,
     chosen_limits,
+    chosen_tls,
     opened_services,
     services_of_worker,
     serving_options,
@@ -156,24 +157,17 @@ def _settings(values: Mapping[str, Any]) -> Settings:
     from neve.http_cache.settings import Settings
 
     _check_combinations(values)
-    _check_files(values)
     same = ("name", "url", "priority", "narinfo_compression", "require_signatures", "private")
     return Settings(
         **{name: values[name] for name in (*same, "insecure_allow_upload", "read_only")},
         limits=chosen_limits(Limits(), values),
-        token_file=_absolute(values["token_file"]),
+        token_file=_token_file(values["token_file"]),
         secret_key=_secret_key(values["sign_key"]),
         trusted_keys=_public_keys("--trusted-public-key", values["trusted_keys"]),
         upstream_keys=_public_keys("--skip-signed-by", values["upstream_keys"]),
         grace=float(values["grace"]),
-        tls_certificate=_absolute(values["tls_cert"]),
-        tls_key=_absolute(values["tls_key"]),
-        tls_client_ca=_absolute(values["tls_client_ca"]),
+        tls=chosen_tls(values),
     )
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(path)
 
 
 def _check_combinations(values: Mapping[str, Any]) -> None:
@@ -185,16 +179,14 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
         raise click.UsageError("--require-signatures needs a --trusted-public-key or --sign-key")
 
 
-def _check_files(values: Mapping[str, Any]) -> None:
+def _token_file(path: str | None) -> str | None:
     """What processes will read again: what is wrong with it is told now, and once."""
     from neve.http_cache.tokens import TokenFile
-    from neve.serving.tls import TlsFiles, read_tls
 
-    read_tls(
-        TlsFiles(certificate=values["tls_cert"], key=values["tls_key"], client_ca=values["tls_client_ca"])
-    )
-    if values["token_file"] is not None:
-        TokenFile(values["token_file"])
+    if path is None:
+        return None
+    TokenFile(path)
+    return os.path.abspath(path)
 
 
 def _secret_key(path: str | None) -> str | None:

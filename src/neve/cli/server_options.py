@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from neve.cli.options import StoreOptions
     from neve.serving.main import WorkerStart
+    from neve.serving.tls import Tls
     from neve.store.services import Services
 
     _SizeBase = click.ParamType[int]
@@ -213,6 +214,20 @@ def socket_access(values: Mapping[str, Any]) -> dict[str, Any]:
     mode, group = values["socket_mode"], values["socket_group"]
     default_mode = OWNER_ONLY if group is None else OWNER_AND_GROUP
     return {"socket_mode": default_mode if mode is None else mode, "socket_group": group}
+
+
+def chosen_tls(values: Mapping[str, Any]) -> Tls | None:
+    """The certificates that a command line names, read and checked."""
+    from neve.serving.tls import TlsFiles, read_tls
+
+    return read_tls(
+        TlsFiles(
+            certificate=values["tls_cert"],
+            key=values["tls_key"],
+            client_ca=values["tls_client_ca"],
+            admin_ca=values.get("tls_admin_ca"),
+        )
+    )
 
 
 def worker_start(

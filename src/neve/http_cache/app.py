@@ -80,8 +80,8 @@ class CacheApp:
         self._services = services
         self._counters = counters
         self._held = Held(limits.max_held_bytes)
-        self._access = Access(settings)
         self._threads = threads = Threads(limits.max_uploads, limits.max_fetches)
+        self._access = Access(settings, threads)
         self._narinfos = NarInfos(services, settings, threads)
         self._nars = Nars(services, settings, threads)
         self._uploads = Uploads(services, limits, threads)
@@ -154,11 +154,11 @@ class CacheApp:
         if exchange.has_body:
             raise InvalidRequest(f"a {exchange.method} has no body")
         if route is None:
-            self._access.check_pull(exchange)
+            await self._access.check_pull(exchange)
             await exchange.pass_on(self._pages, exchange.scope)
             return
         if route.kind not in (routes.READY, routes.ALIVE):
-            self._access.check_pull(exchange)
+            await self._access.check_pull(exchange)
         await self._reads[route.kind](exchange, route.name)
 
     async def _write(self, exchange: Exchange, route: routes.Route | None) -> None:
@@ -166,7 +166,7 @@ class CacheApp:
         if route is None or handler is None or exchange.method != "PUT":
             allowed = b"GET, HEAD" if handler is None else b"GET, HEAD, PUT"
             raise Refused(405, f"{exchange.method[:20]} is not possible here", [(b"allow", allowed)])
-        self._access.check_push(exchange)
+        await self._access.check_push(exchange)
         await handler(exchange, route.name)
 
     async def _refuse(self, exchange: Exchange, error: NeveError) -> None:

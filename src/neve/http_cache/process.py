@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from neve.errors import InvalidRequest, Unavailable
+from neve.errors import InvalidRequest
 from neve.http_cache.app import CacheApp
 from neve.http_cache.metrics import Counters, SharedRows
 from neve.http_cache.server import Server
@@ -50,27 +49,10 @@ async def _serve(services: Services, settings: Settings, share: Share, pages: Pa
     counters = Counters(share.rows, share.row)
     app = CacheApp(services, settings, counters, pages(services, settings))
     try:
-        server = Server(app, settings, _tls(settings))
+        server = Server(app, settings)
         await serve_until_stopped(course, lambda: server.start(share.sockets), server.stop, settings.grace)
     finally:
         await asyncio.to_thread(app.close)
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    """Of the files that were checked before anything listened. Raises ``Unavailable`` if they are not the
-    same any more."""
-    if settings.tls_certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-        if settings.tls_client_ca is not None:
-            context.load_verify_locations(settings.tls_client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ValueError) as error:
-        raise Unavailable(f"cannot use the certificate {settings.tls_certificate}: {error}") from error
-    return context
 
 
 def serve_as_worker(

@@ -50,7 +50,7 @@ class _Main(Main[Services]):
         self._pages = pages
 
     def listen(self, stack: contextlib.ExitStack) -> Listeners:
-        options, tls = self._options, self._options.settings.tls_certificate is not None
+        options, tls = self._options, self._options.settings.tls is not None
         self._listeners = Listeners(options.listen, options.workers, self._environment, tls=tls)
         stack.callback(self._listeners.close)
         self.on_abort(self._listeners.withdraw)

@@ -11,6 +11,7 @@ from neve.server.private import abandon
 from neve.server.settings import Endpoint, Settings, from_json
 from neve.serving import process
 from neve.serving.process import Course, run_loop, serve_until_stopped
+from neve.serving.tls import renewed_credentials
 from neve.store.services import Services
 
 
@@ -34,7 +35,8 @@ def _binding(endpoint: Endpoint, settings: Settings) -> Binding:
     if not endpoint.tls:
         return Binding(endpoint.address, admin=endpoint.admin)
     assert settings.tls is not None
-    return Binding(endpoint.address, settings.tls.credentials(admin=endpoint.admin), endpoint.admin)
+    credentials = renewed_credentials(settings.tls, admin=endpoint.admin)
+    return Binding(endpoint.address, credentials, endpoint.admin)
 
 
 def serve_as_worker(open_store: Callable[[Mapping[str, Any]], AbstractContextManager[Services]]) -> bool:

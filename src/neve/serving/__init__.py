@@ -4,7 +4,8 @@
 ``addresses``  where to listen, as it is written
 ``sockets``    claims paths and ports; the sockets that systemd passed on
 ``listeners``  all the addresses of a server, claimed and published
-``tls``        reads certificates
+``tls``        certificates, read and checked
+``renewed``    what files hold, read again when they change
 ``workers``    processes: started, watched, replaced, ended
 ``main``       the process that somebody started: serves, or has workers that do
 ``process``    one that serves: its event loop, and what it has to do with its parent
