@@ -9,7 +9,9 @@ import re
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -266,6 +268,18 @@ def test_a_client_that_does_not_read(impatient: Served, large: str, encoding: st
         # Only the request that asks for the figure is left.
         until(lambda: impatient.metric("neve_http_active_requests") == 1)
         assert len(all_of(connection)) < len(LARGE)
+
+
+def test_half_an_answer_does_not_pass_for_all_of_it(impatient: Served, large: str) -> None:
+    """Also where the end of the connection is the end of the answer."""
+    nar = encoded(file_events(LARGE))
+    with impatient.connect() as connection:
+        connection.sendall(f"GET {nar_url(nar)}.zst HTTP/1.0\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        until(lambda: impatient.metric("neve_http_active_requests") == 1)
+        received = iter(partial(connection.recv, 65536), b"")
+        with pytest.raises(ConnectionResetError):
+            deque(received, maxlen=0)
 
 
 def test_a_page_that_takes_its_time(services: Services) -> None:

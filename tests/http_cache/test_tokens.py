@@ -182,6 +182,7 @@ def uploads(cache: Served, headers: dict[str, str]) -> list[int]:
     urls = (
         *(nar_url(what.nar), what.narinfo_url, f"/{what.digest}.ls"),
         *(f"/log/{what.digest}-x.drv", f"/realisations/sha256:{'0' * 64}!out.doi"),
+        f"/debuginfo/{'0' * 40}.debug",
     )
     return [cache.http.put(url, content=what.nar, headers=headers).status_code for url in urls]
 
@@ -205,7 +206,7 @@ def test_uploads_without_the_right(
 ) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     with serving(services, token_file=str(token_file), insecure_allow_upload=False) as cache:
-        assert uploads(cache, headers) == [status] * 5
+        assert uploads(cache, headers) == [status] * 6
         answer = cache.http.put("/nar/x.nar", content=b"", headers=headers)
         assert answer.text.count("\n") == 1
         if status == 401:
@@ -285,9 +286,9 @@ def test_a_private_cache(services: Services, token_file: Path) -> None:
 def test_nobody_uploads_where_nobody_may(services: Services, token_file: Path) -> None:
     headers = {"authorization": f"Bearer {WRITER}"}
     with serving(services, insecure_allow_upload=False) as cache:
-        assert uploads(cache, headers) == [403] * 5
+        assert uploads(cache, headers) == [403] * 6
     with serving(services, read_only=True, token_file=str(token_file), insecure_allow_upload=False) as cache:
-        assert uploads(cache, headers) == [403] * 5
+        assert uploads(cache, headers) == [403] * 6
         assert "read-only" in cache.http.put("/nar/x.nar", content=b"", headers=headers).text
 
 

@@ -38,7 +38,7 @@ _NEEDED = ("httptools", "jinja2", "prometheus_client", "starlette", "uvicorn")
 
 LIMIT_HELP = {
     "max_nar_bytes": "Longest NAR in an upload, packed or not, and longest whose hash is calculated.",
-    "max_small_file_bytes": "Longest log, listing or realisation in an upload.",
+    "max_small_file_bytes": "Longest log, listing, realisation or link to debugging symbols in an upload.",
     "max_held_bytes": "Small files that a process holds in memory at once, to store or to send them.",
     "max_uploads": "NARs that a process takes in at once; others wait for their turn.",
     "max_open_nars": "NARs that a process renders ahead of what is sent, some 8 MiB each.",

@@ -236,7 +236,7 @@ def worker_start(
     """How ``workers`` processes are started: by the command ``name``, after the options of this process,
     which say how it logs. Raises ``InvalidRequest`` if they cannot share ``store``."""
     from neve.serving.main import WorkerStart
-    from neve.serving.workers import check_shareable
+    from neve.store.places import check_shareable
 
     if workers > 1:
         services = (store.blob_service, store.directory_service, store.path_info_service)

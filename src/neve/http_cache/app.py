@@ -23,7 +23,7 @@ from neve.http_cache.nar import Nars
 from neve.http_cache.narinfo import NarInfos
 from neve.http_cache.narinfo_put import NarInfoUploads
 from neve.http_cache.settings import Settings
-from neve.http_cache.small import LOG, REALISATION, KeptFiles, Listings
+from neve.http_cache.small import DEBUG_INFO, LOG, REALISATION, KeptFiles, Listings
 from neve.http_cache.statuses import Header, Refused, line_of, status_of
 from neve.http_cache.threads import Threads
 from neve.http_cache.upload import Uploads
@@ -56,6 +56,7 @@ _PLACES = {
         (routes.NAR, "nar"),
         (routes.LOG, "log"),
         (routes.REALISATION, "realisation"),
+        (routes.DEBUG_INFO, "debuginfo"),
         (routes.METRICS, "metrics"),
         (routes.READY, "healthz"),
         (routes.ALIVE, "healthz"),
@@ -95,16 +96,21 @@ class CacheApp:
         services, threads, most = self._services, self._threads, settings.limits.max_small_file_bytes
         files = small_files_beside(services.nar_nodes)
         listings = Listings(services, threads, most)
-        logs = KeptFiles(LOG, files, threads, most)
-        realisations = KeptFiles(REALISATION, files, threads, most)
+        kept = {
+            route: KeptFiles(kind, files, threads, most)
+            for route, kind in (
+                (routes.LOG, LOG),
+                (routes.REALISATION, REALISATION),
+                (routes.DEBUG_INFO, DEBUG_INFO),
+            )
+        }
         reads: dict[str, Handler] = {
             routes.CACHE_INFO: self._cache_info,
             routes.NARINFO: self._narinfo,
             routes.LISTING: listings.get,
             routes.NODE: self._nars.by_node,
             routes.NAR: self._nars.by_hash,
-            routes.LOG: logs.get,
-            routes.REALISATION: realisations.get,
+            **{route: files.get for route, files in kept.items()},
             routes.METRICS: self._metrics,
             routes.READY: self._ready,
             routes.ALIVE: self._alive,
@@ -113,8 +119,7 @@ class CacheApp:
             routes.NARINFO: NarInfoUploads(services, settings, threads, files).put,
             routes.LISTING: listings.put,
             routes.NAR: self._upload,
-            routes.LOG: logs.put,
-            routes.REALISATION: realisations.put,
+            **{route: files.put for route, files in kept.items()},
         }
         return reads, writes
 

@@ -8,6 +8,9 @@ here; those who send nothing are found by ``Server`` (``is_idle``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from neve.http_cache.exchange import EXTENSION
 
 if TYPE_CHECKING:
+    from uvicorn._types import (
+        ASGI3Application,
+        ASGIReceiveCallable,
+        ASGISendCallable,
+        ASGISendEvent,
+        Scope,
+    )
     from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -28,6 +39,8 @@ MAX_HEADERS = 200
 
 MAX_WAITING = 64
 """Requests that are sent before the one in front of them is answered. curl, and so Nix, sends none."""
+
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class _HeadTooLongError(Exception):
@@ -57,6 +70,8 @@ class Connection(HttpToolsProtocol):
         self._bytes = 0
         self._too_long = False
         self._waiting_since: float | None = None
+        self._ends_answer = False
+        """Whether an answer has begun whose end is that of the connection."""
 
     # As an asyncio protocol.
 
@@ -114,6 +129,30 @@ class Connection(HttpToolsProtocol):
         self._waiting_since = None
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if cycle.scope["http_version"] != "1.1":
+            app = self._unframed(cycle, app)
+        super()._start_asgi_task(cycle, app)
+
+    def _unframed(self, cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
+        """``app`` for those who know no chunks: an answer without a length ends with the connection."""
+
+        async def answer(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+            async def unframed(message: ASGISendEvent) -> None:
+                if message["type"] == "http.response.start":
+                    names = [name.lower() for name, _ in message.get("headers", ())]
+                    if b"content-length" not in names:
+                        self._ends_answer = True
+                        cycle.chunked_encoding = cycle.keep_alive = False
+                elif self._ends_answer and message["type"] == "http.response.body":
+                    # Whatever comes is as long as was to be expected.
+                    cycle.expected_content_length = len(message.get("body", b""))
+                await send(message)
+
+            await app(scope, receive, unframed)
+
+        return answer
+
     def on_body(self, body: bytes) -> None:
         self._bore_fruit = True
         self._fruitless_bytes = 0
@@ -150,6 +189,16 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+    def break_off(self) -> None:
+        """Ends it in the middle of an answer, so that nobody takes that for complete."""
+        if self._ends_answer:
+            with contextlib.suppress(OSError):
+                # With nothing to wait for, the end is a reset, which is no end of an answer.
+                self.transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
+                )
+        self.transport.abort()
 
     def is_idle(self, now: float, seconds: float) -> bool:
         """Whether the client has been expected to send a head, or the rest of it, for so long."""

@@ -243,7 +243,7 @@ class Exchange:
     def break_off(self) -> None:
         """Ends the connection in the middle of an answer, so that nobody takes that for complete."""
         if self.connection is not None:
-            self.connection.transport.abort()
+            self.connection.break_off()
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:

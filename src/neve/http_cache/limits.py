@@ -15,7 +15,7 @@ class Limits:
     """Longest NAR in an upload, unpacked and as it is sent, and longest that is rendered for its hash: a
     tree of a few kilobytes can unfold to more than that."""
     max_small_file_bytes: int = 32 * _MIB
-    """Longest log, listing or realisation in an upload. A log is held in memory."""
+    """Longest log, listing, realisation or link to debugging symbols in an upload. It is held in memory."""
     max_held_bytes: int = 256 * _MIB
     """Narinfos, logs and other small files, all together, while they come and are stored, and logs and
     realisations while they are sent; more is answered with 503, after which clients try again."""

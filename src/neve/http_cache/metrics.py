@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-ROUTES = ("nix-cache-info", "narinfo", "nar", "ls", "log", "realisation", "metrics", "healthz", "page")
+ROUTES = (
+    *("nix-cache-info", "narinfo", "nar", "ls", "log", "realisation", "debuginfo"),
+    *("metrics", "healthz", "page"),
+)
 """What requests are told apart by. Few and fixed: whoever sends requests must not make series."""
 
 METHODS = ("read", "write")

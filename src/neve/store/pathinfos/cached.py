@@ -32,6 +32,7 @@ class CachedPathInfoService(PathInfoService):
         self._far = far
         self._absences = Absences(None) if absences is None else absences
         self._gets: SingleFlight[bytes, PathInfo | None] = SingleFlight()
+        self._descriptions: SingleFlight[bytes, PathInfo | PathDescription | None] = SingleFlight()
         self.may_fetch = near.may_fetch or far.may_fetch
 
     def get(self, digest: bytes) -> PathInfo | None:
@@ -75,6 +76,12 @@ class CachedPathInfoService(PathInfoService):
         check_path_digest(digest)
         near = self._from_near(digest)
         if near is not None or digest in self._absences:
+            return near
+        return self._descriptions.run(digest, lambda: self._described_far(digest))
+
+    def _described_far(self, digest: bytes) -> PathInfo | PathDescription | None:
+        near = self._from_near(digest)
+        if near is not None:
             return near
         found = self._far.describe(digest)
         if found is None:
