@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from neve.castore.absences import Absences, absences_of
 from neve.errors import Conflict, NeveError
+from neve.nix.store_path import StorePath
 from neve.registry import Address
 from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest
@@ -105,6 +106,9 @@ class CachedPathInfoService(PathInfoService):
 
     def list(self, after: bytes = b"", limit: int = 1000) -> Sequence[PathInfo]:
         return self._listed.list(after, limit)
+
+    def names(self, after: bytes = b"", limit: int = 1000) -> Sequence[StorePath]:
+        return self._listed.names(after, limit)
 
     def __iter__(self) -> Iterator[PathInfo]:
         return iter(self._listed)
