@@ -172,6 +172,7 @@ class CacheApp:
             allowed = b"GET, HEAD" if handler is None else b"GET, HEAD, PUT"
             raise Refused(405, f"{exchange.method[:20]} is not possible here", [(b"allow", allowed)])
         await self._access.check_push(exchange)
+        exchange.check_transfer()
         await handler(exchange, route.name)
 
     async def _refuse(self, exchange: Exchange, error: NeveError) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from neve.http_cache.exchange import EXTENSION
+from neve.http_cache.exchange import EXTENSION, announces_body
 
 if TYPE_CHECKING:
     from uvicorn._types import (
@@ -51,6 +51,10 @@ class _TooManyError(Exception):
     """The same."""
 
 
+class _AmbiguousError(Exception):
+    """The same: somebody before us may have read it in another way."""
+
+
 class Connection(HttpToolsProtocol):
     """A connection that is counted, and known to the exchanges on it."""
 
@@ -70,6 +74,7 @@ class Connection(HttpToolsProtocol):
         self._bytes = 0
         self._too_long = False
         self._waiting_since: float | None = None
+        self._has_host = False
         self._ends_answer = False
         """Whether an answer has begun whose end is that of the connection."""
 
@@ -112,8 +117,13 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value))
-        if self._unfinished:  # Else it is a trailer, which must not pass for a part of the head.
-            super().on_header(name, value)
+        if not self._unfinished:
+            return  # It is a trailer, which must not pass for a part of the head.
+        if name.lower() == b"host":
+            if self._has_host:
+                raise _AmbiguousError
+            self._has_host = True
+        super().on_header(name, value)
 
     def _count(self, size: int) -> None:
         self._lines += 1
@@ -123,11 +133,17 @@ class Connection(HttpToolsProtocol):
             raise _HeadTooLongError
 
     def on_headers_complete(self) -> None:
-        self._unfinished = False
+        self._unfinished = self._has_host = False
         self._bore_fruit = True
         self._fruitless_bytes = 0
         self._waiting_since = None
+        # There is no other protocol to change to, but the parser takes what follows for one.
+        changes = self.parser.should_upgrade()
+        if changes and announces_body(self.headers):
+            raise _AmbiguousError
         super().on_headers_complete()
+        if changes:
+            self.cycle.keep_alive = False
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if cycle.scope["http_version"] != "1.1":
