@@ -286,6 +286,14 @@ def test_old_clients_get_it_plain(cache: Served, url: str) -> None:
     assert body == NAR
 
 
+def test_something_else_than_the_client_wants(cache: Served, url: str) -> None:
+    tag = cache.http.head(url).headers["etag"]
+    for method in ("GET", "HEAD"):
+        assert cache.http.request(method, url, headers={"if-match": tag}).status_code == 200
+        answer = cache.http.request(method, url, headers={"if-match": '"x"', "range": "bytes=0-5"})
+        assert answer.status_code == 412
+
+
 @pytest.mark.parametrize("version", ["1.0", "0.9", "2.0"])
 def test_they_get_no_chunks(cache: Served, path_info: PathInfo, version: str) -> None:
     """Where nobody knows the length beforehand, either."""

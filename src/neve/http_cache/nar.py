@@ -25,12 +25,12 @@ from neve.castore.traverse import is_whole
 from neve.errors import InvalidRequest, NotFound
 from neve.http_cache.bodies import Ahead, Body, NarBody, PackedBody, ZstdBody
 from neve.http_cache.exchange import Exchange, query_parameter
-from neve.http_cache.negotiation import IDENTITY, ZSTD, chosen_encoding, is_known, range_applies
+from neve.http_cache.negotiation import IDENTITY, ZSTD, chosen_encoding, is_known, is_wanted, range_applies
 from neve.http_cache.packing import COMPRESSORS
 from neve.http_cache.ranges import Multipart, Range, parse_ranges
 from neve.http_cache.routes import parse_nar_name, parse_node
 from neve.http_cache.settings import Settings
-from neve.http_cache.statuses import Header, far_errors
+from neve.http_cache.statuses import Header, Refused, far_errors
 from neve.http_cache.threads import Threads, settled
 from neve.http_cache.zstd_frames import ZstdFrames
 from neve.nix import base32
@@ -201,6 +201,8 @@ class Nars:
             (b"etag", tag.encode()),
             (b"vary", b"accept-encoding"),
         ]
+        if not is_wanted(exchange.header(b"if-match"), tag):
+            raise Refused(412, "this is not what If-Match names")
         if is_known(exchange.header(b"if-none-match"), tag):
             await exchange.answer_head(304, headers)
         elif encoding != IDENTITY:
