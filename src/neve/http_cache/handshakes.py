@@ -15,12 +15,13 @@ from typing import Any
 
 from neve.serving.renewed import Renewed
 from neve.serving.sockets import BACKLOG
+from neve.telemetry import LOGGER
 
 LONGEST_SECONDS = 10.0
 """A handshake is two or three messages each way; a client on the other side of the world, and whose first
 packet got lost, has done it long before."""
 
-_SPARE_SECONDS = 0.1
+_SPARE_SECONDS = 1.0
 """How long nobody is let in when there is no descriptor left for one."""
 
 
@@ -58,7 +59,8 @@ class Handshakes:
                 client, _ = await loop.sock_accept(listener)
             except ConnectionError:
                 continue  # Gone before his turn came.
-            except OSError:
+            except OSError as error:
+                LOGGER.warning("nobody can be let in for now: %s", error.strerror or error)
                 await asyncio.sleep(_SPARE_SECONDS)
                 continue
             if self._has_room(len(self._shaking)):
@@ -71,16 +73,15 @@ class Handshakes:
             stack.callback(client.close)
             # Whoever fails is gone, or no client of ours: that is nothing to be told of.
             stack.enter_context(contextlib.suppress(OSError))
-            async with asyncio.timeout(self._seconds):
-                context = self._context
-                chosen = context.get() if context.is_current else await asyncio.to_thread(context.get)
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    self._connection,
-                    client,
-                    ssl=chosen,
-                    ssl_handshake_timeout=self._seconds,
-                    ssl_shutdown_timeout=self._seconds,
-                )
+            context = self._context
+            chosen = context.get() if context.is_current else await asyncio.to_thread(context.get)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._connection,
+                client,
+                ssl=chosen,
+                ssl_handshake_timeout=self._seconds,
+                ssl_shutdown_timeout=self._seconds,
+            )
             stack.pop_all()
 
     async def close(self) -> None:

@@ -91,6 +91,8 @@ class NarInfoUploads:
 
     def _check_stored(self, narinfo: NarInfo) -> None:
         """What is stored would get our signature, too, and that would be of other references."""
+        if self._services.path_infos.may_fetch:
+            return  # What is somewhere else is nobody's business, and asking may take long.
         stored = self._services.path_infos.describe(narinfo.store_path.digest)
         if isinstance(stored, PathInfo):
             self._check_same(stored, narinfo)

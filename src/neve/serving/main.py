@@ -30,7 +30,7 @@ class WorkerStart:
 
 
 class Main(ABC, Generic[Opened]):
-    """The process that somebody started. A context; it listens from the beginning of the block."""
+    """The process that somebody started: serves what it opens, or has workers do so."""
 
     serves = "requests"
     """What is in flight, for the log."""

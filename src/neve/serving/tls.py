@@ -130,9 +130,11 @@ def renewed_credentials(tls: Tls, *, admin: bool) -> grpc.ServerCredentials:
 
 
 def _again(tls: Tls) -> Tls:
+    """What the files of ``tls`` hold now."""
     found = read_tls(tls.files)
     assert found is not None
-    LOGGER.info("read the certificate %s", tls.files.certificate)
+    if found != tls:  # Else it is what was read at the start.
+        LOGGER.info("read the renewed certificate %s", tls.files.certificate)
     return found
 
 
