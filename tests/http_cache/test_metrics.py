@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from neve.http_cache.metrics import ACTIVE, BUCKETS, RECEIVED, ROUTES, SENT, Counters, SharedRows
+from neve.http_cache.metrics import ACTIVE, LAYOUT, RECEIVED, ROUTES, SENT, Counters
+from neve.http_cache.threads import POOLS
+from neve.serving.metrics import BUCKETS, SharedRows
 
 
 def figures(counters: Counters) -> dict[str, float]:
@@ -13,7 +15,7 @@ def figures(counters: Counters) -> dict[str, float]:
 
 
 def test_rows_are_added_up() -> None:
-    rows = SharedRows(3)
+    rows = SharedRows(LAYOUT, 3)
     one, two = Counters(rows, 0), Counters(rows, 1)
     one.add(RECEIVED, 5)
     one.request(ROUTES.index("nar"), 0, 200, 0.01, 100)
@@ -38,10 +40,10 @@ def test_rows_are_added_up() -> None:
 
 
 def test_another_process_has_the_same_memory() -> None:
-    rows = SharedRows(2)
+    rows = SharedRows(LAYOUT, 2)
     Counters(rows, 0).add(SENT, 7)
     Counters(rows, 0).add(ACTIVE, 3)
-    same = SharedRows(2, os.dup(rows.descriptor))
+    same = SharedRows(LAYOUT, 2, os.dup(rows.descriptor))
     assert figures(Counters(same, 1))["neve_http_sent_bytes_total"] == 7
     # One that is started in the place of another goes on counting; nothing is under way in it.
     again = Counters(same, 0)
@@ -54,7 +56,7 @@ def test_another_process_has_the_same_memory() -> None:
 
 
 def test_nothing_has_happened() -> None:
-    rows = SharedRows(1)
+    rows = SharedRows(LAYOUT, 1)
     found = figures(Counters(rows, 0))
     rows.close()
     assert found == {
@@ -62,4 +64,5 @@ def test_nothing_has_happened() -> None:
         "neve_http_received_bytes_total": 0,
         "neve_http_active_requests": 0,
         "neve_http_active_uploads": 0,
+        **{f'neve_http_queued_work{{pool="{pool}"}}': 0 for pool in POOLS},
     }
