@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from neve.packstore import appender, pack, writer
+from neve.packstore import appender, pack
 from neve.packstore.frames import Record
 from neve.packstore.index import Index
 from neve.packstore.layout import PACKS_DIR, pack_name
@@ -33,7 +33,6 @@ from tests.packstore.helpers import (
     record,
     records,
     set_name,
-    stage,
 )
 
 State = dict[bytes, bytes | None]
@@ -97,10 +96,14 @@ class Camera:
         return call
 
 
-def stage_several(store: PackStore, given: list[Record]) -> None:
-    """Each in a frame of its own."""
-    for one in given:
-        stage(store, [one])
+def put_several(store: PackStore, given: list[Record], name: bytes, value: bytes) -> None:
+    """Each in a frame of its own, and a name along with them."""
+    with store.one_commit():
+        with store.writer.session() as session:
+            for one in given:
+                store.stage(BLOBS, [one], session)
+            store.writer.commit(session)
+        set_name(store, name, value)
 
 
 def steps() -> list[Callable[[PackStore], object]]:
@@ -110,8 +113,9 @@ def steps() -> list[Callable[[PackStore], object]]:
         lambda store: put(store, [record(noise.randbytes(300)) for _ in range(5)]),
         lambda store: set_name(store, b"name", b"one"),
         lambda store: set_name(store, b"name", b"two"),
-        lambda store: stage_several(store, [record(noise.randbytes(3000)) for _ in range(6)]),
-        lambda store: set_name(store, b"other", b"three"),
+        lambda store: put_several(
+            store, [record(noise.randbytes(3000)) for _ in range(6)], b"other", b"three"
+        ),
         lambda store: store.delete_many(BLOBS, [record(b"first").key]),
         lambda store: put(store, [record(b"first"), record(noise.randbytes(5000))]),
         lambda store: set_name(store, b"name", None),
@@ -158,8 +162,7 @@ def check_image(image: Image, states: list[State]) -> None:
 def test_a_kill_at_any_point(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    for module in (appender, writer):
-        monkeypatch.setattr(module, "PACK_LIMIT", limit)
+    monkeypatch.setattr(appender, "PACK_LIMIT", limit)
     states, images = walk_through(folder, tmp_path / "images", monkeypatch)
     assert len(images) > 70
     for image in images:
