@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from neve.errors import DiskFull
+from neve.errors import DiskFull, Unavailable
 from neve.packstore import appender, staging
 from neve.packstore.frames import Record
 from neve.packstore.pack import HEADER_SIZE
@@ -24,6 +26,7 @@ from tests.packstore.helpers import (
     TABLES,
     committed_lengths,
     contents,
+    open_descriptors,
     opened,
     pack_paths,
     problems,
@@ -254,8 +257,9 @@ def test_all_that_is_staged_is_bounded(store: PackStore, monkeypatch: pytest.Mon
 
 
 def test_what_waits_in_memory_is_bounded(store: PackStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In all sessions together: who comes when others hold much gets a pack at once."""
+    """In all sessions together: who comes with a whole frame when others hold much gets a pack at once."""
     monkeypatch.setattr(staging, "MAX_WAITING_BYTES", 100_000)
+    monkeypatch.setattr(staging, "FRAME_TARGET", 10_000)
     before = sizes(store)
     sessions = [store.writer.begin() for _ in range(4)]
     given = [one for seed, session in enumerate(sessions) for one in stage_much(store, session, seed, 3)]
@@ -267,6 +271,52 @@ def test_what_waits_in_memory_is_bounded(store: PackStore, monkeypatch: pytest.M
         store.writer.end(session)
     check_sizes(store)
     assert missing(store, given) == 6
+
+
+def test_little_needs_no_pack_of_its_own_when_others_hold_much(
+    store: PackStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "MAX_WAITING_BYTES", 100_000)
+    sessions = [store.writer.begin() for _ in range(3)]
+    for seed, session in enumerate(sessions):
+        stage_much(store, session, seed, 4)
+    before = len(sizes(store))
+    for number in range(5):
+        put(store, [noise(1000, number)])
+        assert store.find(BLOBS, [noise(1000, number).key])
+    assert len(sizes(store)) == before
+    for session in sessions:
+        store.writer.end(session)
+    check_sizes(store)
+
+
+def test_open_packs_are_bounded(store: PackStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sessions have staged much: those that come late stage in common."""
+    monkeypatch.setattr(staging, "MAX_PACKS", 4)
+    before = open_descriptors()
+    sessions = [store.writer.begin() for _ in range(10)]
+    given = [stage_much(store, session, seed) for seed, session in enumerate(sessions)]
+    assert len(sizes(store)) == 4
+    assert open_descriptors() <= before + 4
+    store.writer.commit(sessions[0])
+    assert missing(store, given[0]) == 0
+    assert missing(store, given[1]) == len(given[1])
+    for session in sessions[1:]:
+        store.writer.end(session)
+    check_sizes(store)
+    assert problems(store) == []
+
+
+def test_a_commit_of_nothing_lets_go_of_packs(store: PackStore) -> None:
+    """What others have found was given up by all: its packs are free for the next."""
+    with store.writer.session():
+        for seed in range(3):
+            with store.writer.session() as session:
+                given = stage_much(store, session, seed)
+                assert store.locate(BLOBS, [given[0].key])
+    count, held = len(sizes(store)), open_descriptors()
+    store.writer.commit()
+    assert open_descriptors() == held - (count - 1)
 
 
 def test_what_waits_when_the_disk_gets_full(store: PackStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,6 +441,35 @@ def test_closing_gives_back(folder: Path) -> None:
         stage_much(store, store.writer.begin(), 1)
         stage(store, records(2))
     assert [path.stat().st_size for path in pack_paths(folder)] == [*before, HEADER_SIZE]
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_nothing_is_promised_after_closing(folder: Path, count: int) -> None:
+    """It has been given up, wherever it was."""
+    with opened(folder) as store:
+        session = store.writer.begin()
+        given = stage_much(store, session, 1, count)
+    with pytest.raises(Unavailable, match="closed"):
+        store.writer.commit(session)
+    with pytest.raises(Unavailable, match="closed"):
+        store.stage(BLOBS, given, session)
+    store.writer.end(session)
+    with opened(folder) as store:
+        assert missing(store, given) == count
+
+
+def test_a_child_closes_what_another_thread_has_locked(store: PackStore) -> None:
+    """That thread is the parent's only, and would never let go."""
+    with store.writer._staging.append_lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            with contextlib.suppress(BaseException):
+                store.close()
+                os._exit(0)
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    put(store, records(1))
 
 
 def test_a_child_gives_nothing_back(store: PackStore) -> None:

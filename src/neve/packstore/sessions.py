@@ -42,6 +42,8 @@ class Session:
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         """The one in which the session began; see ``Staging.stage``."""
+        self.left = False
+        """Its owner has ended it; while its commit is postponed, it goes on."""
         self.ended = False
         self.postponed = False
         """Its commit has been asked for, and is made later by the thread; see ``Writer.one_commit``."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from neve.errors import NeveError, Unavailable
 from neve.packstore import pack
 from neve.packstore.appender import OpenPack, open_pack
-from neve.packstore.frames import EncodedFrame, Record, locations
+from neve.packstore.frames import FRAME_TARGET, EncodedFrame, Record, locations
 from neve.packstore.index import Index
 from neve.packstore.location import Location, make_place, moved
 from neve.packstore.recovery import recover
@@ -36,7 +36,12 @@ APART_FROM = 4 * 1024 * 1024
 more than it saves."""
 
 MAX_WAITING_BYTES = 32 * 1024 * 1024
-"""With more bytes waiting in memory, in all sessions, whoever stages gets a pack of its own earlier."""
+"""With more bytes waiting in memory, in all sessions, nobody's wait any longer: who has staged a whole frame
+gets a pack of its own, and what is less becomes common."""
+
+MAX_PACKS = 64
+"""With so many packs open nobody gets another one of its own: what it stages becomes common. That bounds the
+descriptors, the syncs that a commit may take, and the packs that a store is left with."""
 
 
 class Staging:
@@ -113,26 +118,27 @@ class Staging:
         to these. If records had to be given up since, this raises: a commit takes what is staged, and would
         publish what refers to them.
         """
-        assert not session.ended
         keys, placed = [record.key for record in records], locations(frame, records, 0)
         if not session.packs:
             # It may be a view of something larger, which is not to be kept.
             frame = frame._replace(payload=bytes(frame.payload))
         with self._state:
-            self.check_epoch(session.epoch)
+            self.check_usable(session)
             session.waiting.add(WaitingFrame(frame, table, keys, placed))
-            much = bool(session.packs) or session.waiting.bytes >= APART_FROM
-            much = much or sum([one.waiting.bytes for one in self._sessions]) >= MAX_WAITING_BYTES
-        if session.shared:
+            waiting = session.waiting.bytes
+            too_much = sum([one.waiting.bytes for one in self._sessions]) >= MAX_WAITING_BYTES
+        apart = session.packs or waiting >= (FRAME_TARGET if too_much else APART_FROM)
+        if session.shared or (too_much and not apart) or (apart and not self._write_apart(session)):
             self.join([session])
-        elif much:
-            self._write_apart(session)
         staged_records, staged_bytes = self.amount()
         return staged_records >= MAX_STAGED_RECORDS or staged_bytes >= MAX_STAGED_BYTES
 
-    def _write_apart(self, session: Session) -> None:
+    def _write_apart(self, session: Session) -> bool:
+        """Returns whether there was a pack for it."""
         with self._open_lock:
             if not session.packs or session.packs[-1].is_full:
+                if self._open_packs() >= MAX_PACKS:
+                    return False
                 opened = self._open()
                 with self.append_lock:
                     session.packs.append(opened)
@@ -140,6 +146,11 @@ class Staging:
             # Unless all of it has become common meanwhile.
             if session.packs:
                 self._write_waiting(session, session.packs[-1], session.apart)
+            return True
+
+    def _open_packs(self) -> int:
+        with self.append_lock, self._state:
+            return len(self.held()) + sum([len(session.packs) for session in self._sessions])
 
     def _write_waiting(self, session: Session, held: OpenPack, portion: Portion) -> None:
         """Appends what waits to a pack; called with the append lock held. If that fails, what is not there
@@ -164,6 +175,11 @@ class Staging:
             parts = [part for one in self._sessions for part in (one.waiting, one.apart) if part.records]
             parts.append(self._common)
             return sum([part.records for part in parts]), sum([part.bytes for part in parts])
+
+    def check_usable(self, session: Session) -> None:
+        """Raises if what the session has staged had to be given up."""
+        self.check_epoch(session.epoch)
+        assert not session.ended
 
     def check_epoch(self, begun: int) -> None:
         """Raises if everything staged had to be given up since ``begun``."""
@@ -270,17 +286,23 @@ class Staging:
             self.epoch += 1
             return self.count
 
-    def close(self, *, give_back: bool) -> None:
-        """Lets go of the packs. What is staged is given up: nobody waits for it."""
-        if give_back:
-            for session in list(self._sessions):
-                self.end(session)
+    def close(self) -> None:
+        """Lets go of the packs. What is staged is given up, and sessions that go on learn it."""
+        for session in list(self._sessions):
+            self.end(session)
         with self.append_lock, self._state:
-            apart = [held for session in self._sessions for held in session.leave()[0]]
-            for held in [*self.held(), *apart]:
+            for held in self.held():
                 held.close()
             self._full, self._pack = [], None
             self._common = Portion()
+            self._failure = Unavailable("the store has been closed")
+            self.epoch += 1
+
+    def abandon(self) -> None:
+        """Closes a child's copies of the descriptors after a fork. The locks are not taken: threads that only
+        the parent has may hold them for ever."""
+        for held in [*self.held(), *(held for session in self._sessions for held in session.packs)]:
+            held.close()
 
 
 def repeated(failure: BaseException | None) -> NeveError:

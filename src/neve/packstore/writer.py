@@ -85,6 +85,8 @@ class Writer:
 
         Can be called again.
         """
+        # In this order: the block that has postponed a commit looks the other way round.
+        session.left = True
         # A child has no say in what its parent has staged.
         if not session.postponed and os.getpid() == self._pid:
             self._staging.end(session)
@@ -162,6 +164,7 @@ class Writer:
         if session is None:
             self._commit_staged(begun)
             return
+        self._staging.check_usable(session)
         session.shared = False
         if not self._joined.postpone(session):
             self._commit_staged(session.epoch)
@@ -184,7 +187,8 @@ class Writer:
     def _end_postponed(self, sessions: Iterable[Session]) -> None:
         for session in sessions:
             session.postponed = False
-            self.end(session)
+            if session.left:
+                self.end(session)
 
     def _commit_staged(self, begun: int) -> None:
         goal = self._staging.count
@@ -281,6 +285,7 @@ class Writer:
                     self._covered = self._staging.count
                     taken = self._staging.take()
                     if not changes and not taken.frames:
+                        self._staging.let_go_of_full()
                         return
                     before = [(held, held.end) for held in self._staging.held()]
                     self._write(txn, taken, changes)
@@ -318,11 +323,13 @@ class Writer:
                 offset = held[-1].append(frame.head, frame.entries, frame.payload)
                 place = make_place(held[-1].id, offset + len(frame.head) + len(frame.entries))
                 placed += zip([table] * len(group), group, locations(frame, group, place), strict=True)
+        after = 0
         for one in held:
             # In this order: later records refer to earlier ones, so their pack's mark comes last.
-            one.append(pack.commit_mark(txn.seq, self._key))
+            one.append(pack.commit_mark(txn.seq, self._key, after))
             one.sync()
             one.dirty = 0
+            after = one.id
         for table, staged in taken.tables.items():
             txn.put_absent(table, sorted(staged.items()))
         for table, record, location in placed:
@@ -335,5 +342,7 @@ class Writer:
 
     def close(self) -> None:
         """Lets go of the packs. What is staged and was not committed is given up: nobody waits for it."""
-        # What a child closes are descriptors of its own.
-        self._staging.close(give_back=os.getpid() == self._pid)
+        if os.getpid() == self._pid:
+            self._staging.close()
+        else:
+            self._staging.abandon()
