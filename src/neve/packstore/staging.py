@@ -126,9 +126,9 @@ class Staging:
             self.check_usable(session)
             session.waiting.add(WaitingFrame(frame, table, keys, placed))
             waiting = session.waiting.bytes
-            too_much = sum([one.waiting.bytes for one in self._sessions]) >= MAX_WAITING_BYTES
-        apart = session.packs or waiting >= (FRAME_TARGET if too_much else APART_FROM)
-        if session.shared or (too_much and not apart) or (apart and not self._write_apart(session)):
+            crowded = sum([one.waiting.bytes for one in self._sessions]) >= MAX_WAITING_BYTES
+        apart = session.packs or waiting >= (FRAME_TARGET if crowded else APART_FROM)
+        if session.shared or (crowded and not apart) or (apart and not self._write_apart(session)):
             self.join([session])
         staged_records, staged_bytes = self.amount()
         return staged_records >= MAX_STAGED_RECORDS or staged_bytes >= MAX_STAGED_BYTES
