@@ -62,7 +62,7 @@ def serve_as_worker(open_store: Callable[[Mapping[str, Any]], AbstractContextMan
 
 def _serve_as_told(services: Services, configuration: Mapping[str, Any], course: Course) -> None:
     settings, endpoints = from_json(configuration)
-    share = configuration["metrics"]
+    share = configuration.get("metrics")
     serve(services, endpoints, settings, course, None if share is None else Row(*inherited(LAYOUT, share)))
 
 
