@@ -40,7 +40,11 @@ def answer_to(head: bytes, text: Callable[[], bytes]) -> bytes:
     if target != b"/metrics":
         answer = _answer(b"404 Not Found", _TEXT, b"there is only /metrics\n")
     else:
-        answer = _answer(b"200 OK", CONTENT_TYPE, text())
+        try:
+            answer = _answer(b"200 OK", CONTENT_TYPE, text())
+        except Exception:
+            LOGGER.exception("the figures cannot be made")
+            answer = _answer(b"500 Internal Server Error", _TEXT, b"the figures cannot be made\n")
     return answer if method == b"GET" else answer[: answer.index(b"\r\n\r\n") + 4]
 
 

@@ -180,18 +180,22 @@ class Stage:
     def __init__(self, name: str, attributes: Attributes | None) -> None:
         self._span = span(name, attributes)
         self._lock = threading.Lock()
-        self._begun: dict[int, float] = {}
+        self._begun: dict[int, list[float]] = {}
         self._pieces = 0
         self._busy = 0.0
+        self._ended = False
 
     def __enter__(self) -> Self:
-        self._begun[threading.get_ident()] = time.perf_counter()
+        self._begun.setdefault(threading.get_ident(), []).append(time.perf_counter())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        seconds = time.perf_counter() - self._begun.pop(threading.get_ident())
+        begun = self._begun[threading.get_ident()]
+        seconds = time.perf_counter() - begun.pop()
+        if begun:
+            return  # A piece of a piece.
         with self._lock:
             self._pieces += 1
             self._busy += seconds
@@ -202,6 +206,9 @@ class Stage:
 
     def end(self) -> None:
         """Of the whole. More often does not hurt."""
+        if self._ended:
+            return
+        self._ended = True
         self._span.set("neve.pieces", self._pieces)
         self._span.set("neve.busy_seconds", self._busy)
         self._span.end()

@@ -124,10 +124,11 @@ class Sending:
 
     def __init__(self, version: str) -> None:
         """Raises ``InvalidRequest`` if the variables make no sense."""
+        self._trouble = _Trouble()
         for name in _NOISY:
             logger = logging.getLogger(name)
             logger.propagate = False
-            logger.setLevel(logging.CRITICAL)
+            logger.handlers[:] = [self._trouble]
         self._exporter = _Quiet(_exporter())
         self._provider = _provider(self._exporter, version)
         self.tracer = OtelTracer(self._provider, version)
@@ -136,12 +137,31 @@ class Sending:
         """Sends what waits, for so many seconds at most."""
         if seconds is None:
             seconds = _flush_seconds()
-        # The SDK's own would wait for as long as a collector takes that takes nothing.
-        ending = threading.Thread(target=self._provider.shutdown, name="neve-otlp-end", daemon=True)
-        ending.start()
-        ending.join(seconds)
-        if ending.is_alive():
+        over = self._trouble.over = threading.Event()
+        done = threading.Event()
+
+        def end() -> None:
+            self._provider.shutdown()
+            done.set()
+            over.set()
+
+        # It would wait for as long as a collector takes that takes nothing, and repeat what failed.
+        threading.Thread(target=end, name="neve-otlp-end", daemon=True).start()
+        over.wait(seconds)
+        if not done.is_set():
             self._exporter.tell()
+
+
+class _Trouble(logging.Handler):
+    """What the libraries complain of: nobody is to read that, but it is no use to wait for them then."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.over = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("opentelemetry.exporter"):
+            self.over.set()
 
 
 class _Quiet(SpanExporter):

@@ -30,7 +30,7 @@ from neve.errors import Corrupt, InvalidRequest, Unavailable
 from neve.packstore.frames import FRAME_TARGET, MAX_FRAME_RECORDS, Packed, Record, is_compressible
 from neve.packstore.pack import RAW, ZSTD
 from neve.packstore.store import PackStore, Table, seal, unseal
-from neve.telemetry import count, is_counting
+from neve.telemetry import count, is_counting, stage
 from neve.tree import WHOLE_FILE_LIMIT
 
 CHUNK, BLOB, LIST = 1, 2, 3
@@ -81,6 +81,7 @@ class LocalBlobBatch(BlobBatch):
         self._small: list[Record] = []
         self._small_bytes = 0
         self._staging: dict[Digest, int] = {}
+        self._packing = stage("packs.pack")
 
     def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
         if max(map(len, blobs), default=0) > WHOLE_FILE_LIMIT:
@@ -180,11 +181,15 @@ class LocalBlobBatch(BlobBatch):
             self._finish_first()
         group, self._group, self._group_bytes = self._group, [], 0
         with self._losing():
-            self._queued.append(self._threads.submit(self._process, group))
+            self._queued.append(self._threads.submit(self._pack, group))
 
     def _finish_first(self) -> None:
         with self._losing():
             self._queued.popleft().result()
+
+    def _pack(self, records: list[Record]) -> None:
+        with self._packing:
+            self._process(records)
 
     def _process(self, records: list[Record]) -> None:
         """Stages what is new of ``records``; a small blob only once a frame is full."""
@@ -273,6 +278,7 @@ class LocalBlobBatch(BlobBatch):
         self._queued.clear()
         self._staging.clear()
         self._store.writer.end(self._session)
+        self._packing.end()
 
 
 def _count(put: Sequence[Record], known: Sequence[Record]) -> None:
