@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
+from neve.cli.tracing import options_for_worker
 from neve.errors import InvalidRequest
 from neve.telemetry import LOGGER
 
@@ -243,8 +244,7 @@ def worker_start(
         check_shareable([service or store.url for service in services])
     ours = context.find_root().params
     log = ["--log-level", ours["log_level"], *(["--json"] if ours["as_json"] else [])]
-    if ours["otlp"] is not None:
-        log.append("--otlp" if ours["otlp"] else "--no-otlp")
+    log += options_for_worker(ours["otlp"])
     return WorkerStart(
         # -P: what lies in the current folder is not ours.
         command=[sys.executable, "-P", "-m", "neve.cli", *log, name],

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
-_WITHOUT_SPAN = ("daemon", "daemon-worker", "serve", "serve-worker")
+_WITHOUT_SPAN = ("daemon", "daemon-worker", "mount", "serve", "serve-worker", "virtiofs")
 """Commands that have no end: what they do for others has spans, they have none."""
 
 _INTERRUPTED_SECONDS = 0.5
@@ -41,6 +41,14 @@ def _sending() -> Sending:
     except ImportError as error:
         raise Unsupported(f"--otlp needs {error.name}, not installed here: install neve[otlp]") from error
     return Sending(__version__)
+
+
+def options_for_worker(chosen: bool | None) -> list[str]:
+    """How to start a worker that does as this process does, where that was ``chosen``; it need not find out
+    again, nor tell again, that it cannot be done."""
+    if telemetry.is_tracing():
+        return ["--otlp"]
+    return ["--no-otlp"] if chosen is False or is_wanted(os.environ) else []
 
 
 @contextlib.contextmanager

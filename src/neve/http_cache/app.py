@@ -24,13 +24,13 @@ from neve.http_cache.narinfo import NarInfos
 from neve.http_cache.narinfo_put import NarInfoUploads
 from neve.http_cache.settings import Settings
 from neve.http_cache.small import DEBUG_INFO, LOG, REALISATION, KeptFiles, Listings
-from neve.http_cache.statuses import Header, Refused, line_of, status_of
+from neve.http_cache.statuses import Header, Refused, kind_of, line_of, status_of
 from neve.http_cache.threads import Threads
 from neve.http_cache.tracing import traced
 from neve.http_cache.upload import Uploads
 from neve.nix.cache_info import CacheInfo
 from neve.nix.store_path import DIGEST_SIZE as PATH_DIGEST_SIZE
-from neve.serving.metrics import CONTENT_TYPE, kind_of
+from neve.serving.metrics import CONTENT_TYPE
 from neve.store.services import Services
 from neve.store.small_files import small_files_beside
 from neve.telemetry import LOGGER

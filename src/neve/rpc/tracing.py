@@ -40,7 +40,12 @@ def begun(method: Method, start: Callable[..., Any], request: Any) -> Any:
     if not telemetry.is_tracing():
         return start(request)
     span = _span(method)
-    call = start(request, metadata=span.headers())
+    try:
+        call = start(request, metadata=span.headers())
+    except BaseException as error:
+        span.fail(type(error).__name__)
+        span.end()
+        raise
     if not call.add_callback(partial(_ended, span, call)):
         _ended(span, call)
     return call

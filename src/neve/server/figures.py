@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -47,6 +49,12 @@ _WAITING = Family("gauge", "neve_grpc_waiting_uploads", "Uploads that wait for r
 LAYOUT = Layout(_CALLS, _SECONDS, _ACTIVE, _RECEIVED, _SENT, _QUEUED, _HELD, _WAITING)
 
 
+@functools.cache
+def _place_of(path: str) -> int:
+    service, _, name = path[1:].partition("/")
+    return METHODS.index((service.rpartition(".")[2], name))
+
+
 class Figures:
     """Counts in the row of a process; without one, nothing. Belongs to its event loop."""
 
@@ -66,8 +74,7 @@ class Figures:
     def ended(self, method: Method, code: grpc.StatusCode, seconds: float) -> None:
         """It has come to an end."""
         if self._row is not None:
-            service = method.path.split("/")[1].rpartition(".")[2]
-            place = METHODS.index((service, method.name))
+            place = _place_of(method.path)
             self._row.add(_ACTIVE.start, -1)
             self._row.add(_CALLS.place(place, _CODE_PLACES[code]))
             self._row.observe(_SECONDS.place(place), seconds)

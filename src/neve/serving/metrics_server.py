@@ -7,6 +7,7 @@ one request on a connection, a bounded number of connections, and a few seconds 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 import threading
@@ -70,9 +71,9 @@ class MetricsServer:
 
     def close(self) -> None:
         """Returns when nobody is answered any more. A second time it does nothing."""
-        if self._thread.is_alive():
+        with contextlib.suppress(RuntimeError):  # The loop is closed already.
             self._loop.call_soon_threadsafe(self._over.set)
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -42,6 +43,12 @@ FLUSH_SECONDS = 2.0
 """How long the end of a process may take to send the last spans, unless OTEL_BSP_EXPORT_TIMEOUT says
 otherwise. A collector that is there takes milliseconds."""
 
+_LONGEST_FLUSH_SECONDS = 3600.0
+
+_SETTLE_SECONDS = 0.5
+"""How long is waited for the spans of calls that were given up, or have just been answered: they end in a
+thread of gRPC's."""
+
 _PROTOCOLS = ("http/protobuf", "grpc")
 """The first is the default, as OpenTelemetry wants it."""
 
@@ -55,10 +62,12 @@ _NOISY = ("opentelemetry", "urllib3")
 class OtelSpan:
     """A span of the SDK; see ``telemetry.Span``."""
 
-    __slots__ = ("_span", "_token")
+    __slots__ = ("_ended", "_span", "_token")
 
-    def __init__(self, span: SdkSpan) -> None:
+    def __init__(self, span: SdkSpan, ended: Callable[[], None] | None = None) -> None:
+        """``ended`` is called when it has."""
         self._span = span
+        self._ended = ended
         self._token: Any = None
 
     def set(self, name: str, value: Value) -> None:
@@ -84,6 +93,9 @@ class OtelSpan:
         # Ended once more it would complain.
         if self._span.is_recording():
             self._span.end()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
 
     def __enter__(self) -> Self:
         self._token = contexts.attach(set_span_in_context(self._span))
@@ -104,10 +116,27 @@ class OtelTracer:
 
     def __init__(self, provider: TracerProvider, version: str) -> None:
         self._tracer = provider.get_tracer("neve", version)
+        self._lock = threading.Condition()
+        self._asked = 0
+        """Requests to others whose spans have not ended."""
+
+    def settle(self, seconds: float) -> None:
+        """Waits until others have answered everything that they were asked."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._asked, seconds)
+
+    def _change(self, amount: int) -> None:
+        with self._lock:
+            self._asked += amount
+            self._lock.notify_all()
 
     def span(self, name: str, attributes: Attributes | None, kind: str, parent: Context | None) -> OtelSpan:
         kinds = _KINDS.get(kind, SpanKind.INTERNAL)
-        return OtelSpan(self._tracer.start_span(name, context=parent, kind=kinds, attributes=attributes))
+        started = self._tracer.start_span(name, context=parent, kind=kinds, attributes=attributes)
+        if kind != CLIENT:
+            return OtelSpan(started)
+        self._change(1)
+        return OtelSpan(started, partial(self._change, -1))
 
     def received(self, headers: Mapping[str, str]) -> Context | None:
         return _PROPAGATOR.extract(headers)
@@ -141,6 +170,7 @@ class Sending:
         done = threading.Event()
 
         def end() -> None:
+            self.tracer.settle(min(seconds, _SETTLE_SECONDS))
             self._provider.shutdown()
             done.set()
             over.set()
@@ -234,6 +264,6 @@ def _provider(exporter: SpanExporter, version: str) -> TracerProvider:
 
 def _flush_seconds() -> float:
     try:
-        return int(os.environ["OTEL_BSP_EXPORT_TIMEOUT"]) / 1000
+        return min(max(0.0, int(os.environ["OTEL_BSP_EXPORT_TIMEOUT"]) / 1000), _LONGEST_FLUSH_SECONDS)
     except (KeyError, ValueError):
         return FLUSH_SECONDS
