@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -252,3 +254,23 @@ def test_a_backend_that_was_opened_before_stays_as_it_is(told: Told) -> None:
         assert "missing" not in vars(store.blobs)
         store.blobs.missing([bytes(32)])
     assert told.names() == []
+
+
+def test_nothing_is_left_of_what_is_closed(told: Told) -> None:
+    """Neither of a service nor of an upload: both may hold megabytes, and connections."""
+    gc.disable()
+    try:
+        with open_store("memory://") as store:
+            batch = store.blobs.batch()
+            batch.put_many([b"x"])
+            gone = [weakref.ref(store.blobs), weakref.ref(batch)]
+            batch.close()
+            batch.close()
+            del batch
+        store.close()
+        assert vars(store.blobs).keys().isdisjoint({"missing", "read_many", "batch", "close"})
+        del store
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
+    assert "blobs.batch" in told.names()

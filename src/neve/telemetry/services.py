@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,7 +46,26 @@ def traced(service: T, what: str, scheme: str) -> T:
                 if hasattr(service, name):
                     method = getattr(service, name)
                     setattr(service, name, make(service, method, f"{what}.{name}", attributes))
+        if hasattr(service, "close"):
+            service.close = _closing(service, service.close)
     return service
+
+
+def _closing(service: object, close: Callable[[], None]) -> Any:
+    def call() -> None:
+        try:
+            close()
+        finally:
+            _restore(service, (*_CALLS, *_ANSWERS, *_UPLOADS, "close"))
+
+    return call
+
+
+def _restore(traced: object, names: Iterable[str]) -> None:
+    """Makes it what it was: else it would refer to itself, and what it holds would stay until somebody looks
+    for such cycles."""
+    for name in names:
+        vars(traced).pop(name, None)
 
 
 def _call(service: object, method: Callable[..., Any], name: str, attributes: dict[str, str]) -> Any:
@@ -137,8 +156,6 @@ def _ending(upload: object, method: Callable[..., Any], stage: Stage) -> Any:
             return method()
         finally:
             stage.end()
-            # What it held goes with it, and does not wait for somebody who looks for cycles.
-            for name in (*_PIECES, *_ENDS, "commit"):
-                upload.__dict__.pop(name, None)
+            _restore(upload, (*_PIECES, *_ENDS, "commit"))
 
     return call
