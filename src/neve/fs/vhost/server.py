@@ -1,0 +1,130 @@
+"""Listens for front-ends, and serves one after the other.
+
+One thread does all but the backends' work: it waits for the socket, the front-end and its kicks at once, so
+nothing of the device has to be locked but the rings against late answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import sys
+from collections.abc import Callable
+
+from neve.errors import NeveError, Unsupported
+from neve.fs.vhost.connection import Connection
+from neve.fs.vhost.device import Device, DeviceOptions
+from neve.fs.vhost.ring import Handler
+from neve.telemetry import LOGGER
+
+_CREDENTIALS = struct.Struct("=iII")
+"""``struct ucred``: process, user, group."""
+
+
+class Server:
+    """A file system for guests, on a socket that listens."""
+
+    def __init__(
+        self, listener: socket.socket, handler: Callable[[], Handler], options: DeviceOptions | None = None
+    ) -> None:
+        """``handler`` is asked for one handler for each front-end. ``listener`` stays the caller's.
+
+        Raises ``Unsupported`` on a machine with the wrong order of bytes.
+        """
+        if sys.byteorder != "little":
+            raise Unsupported("virtio-fs needs a machine that is little-endian, as the rings are")
+        listener.setblocking(False)
+        self._listener = listener
+        self._handler = handler
+        self._options = options or DeviceOptions()
+        self._connection: Connection | None = None
+        self._close_handler: Callable[[], None] = lambda: None
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def run(self) -> None:
+        """Serves until ``stop`` is called."""
+        try:
+            while not self._turn():
+                pass
+        finally:
+            self._disconnect()
+
+    def stop(self) -> None:
+        """Ends ``run``. From any thread or a signal handler."""
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._stop, 1)
+
+    def close(self) -> None:
+        """To be called when ``run`` is over."""
+        os.close(self._stop)
+
+    def _turn(self) -> bool:
+        """Waits until there is something to do, and does it; whether to stop."""
+        poll = select.poll()
+        poll.register(self._stop, select.POLLIN)
+        poll.register(self._listener, select.POLLIN)
+        rings = []
+        if self._connection is not None:
+            poll.register(self._connection, select.POLLIN)
+            rings = [ring for ring in self._connection.device.rings if ring.running]
+        for ring in rings:
+            if ring.kick is not None:
+                poll.register(ring.kick, select.POLLIN)
+        busy = any(ring.restless and ring.enabled for ring in rings)
+        ready = {file for file, _ in poll.poll(0 if busy else None)}
+        for ring in rings:
+            if ring.kick is not None and ring.kick.fileno() in ready:
+                ring.kick.take()
+                ring.restless = True
+            if ring.restless:
+                ring.turn()
+        if self._connection is not None and self._connection.fileno() in ready:
+            self._receive()
+        if self._listener.fileno() in ready:
+            self._accept()
+        return self._stop in ready
+
+    def _receive(self) -> None:
+        connection = self._connection
+        assert connection is not None
+        try:
+            if connection.receive():
+                return
+            if connection.spoke:
+                LOGGER.info("virtio-fs: the front-end has gone")
+        except NeveError as error:
+            LOGGER.warning("virtio-fs: the front-end is disconnected: %s", error)
+        self._disconnect()
+
+    def _accept(self) -> None:
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError:
+            return  # It has gone already; or there are no descriptors left, and it is to try again.
+        if self._connection is not None:
+            self._receive()  # That it has gone may not have been noticed yet.
+        if self._connection is not None:
+            LOGGER.warning("virtio-fs: process %d is refused: there is a front-end already", _peer(accepted))
+            accepted.close()
+            return
+        handler = self._handler()
+        self._close_handler = handler.close
+        self._connection = Connection(accepted, Device(handler, self._options))
+        LOGGER.debug("virtio-fs: process %d is connected", _peer(accepted))
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+            self._close_handler()
+            self._close_handler = lambda: None
+
+
+def _peer(sock: socket.socket) -> int:
+    """The process at the other end."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    process: int = _CREDENTIALS.unpack(raw)[0]
+    return process
