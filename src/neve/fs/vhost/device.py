@@ -208,8 +208,9 @@ class Device:
 
 
 def _subset(what: str, value: int, offered: int) -> int:
-    if value & ~offered:
-        raise BadMessage(f"{what} {value & ~offered:#x}, which were not offered")
+    unknown = value & ~int(offered)  # Of a flag, ~ would only be what else is known.
+    if unknown:
+        raise BadMessage(f"{what} {unknown:#x}, which were not offered")
     return value
 
 

@@ -19,8 +19,9 @@ from neve.fs.vhost.memory import GuestMemory
 from neve.fs.vhost.virtqueue import BadQueue, Chain, QueueAddresses, SplitQueue
 from neve.telemetry import LOGGER
 
-MAX_REQUEST_BYTES = (1 << 20) + 4096
-"""The longest request that FUSE knows: a megabyte to be written, and what is before it."""
+MAX_REQUEST_BYTES = 128 * 1024
+"""The longest request that is taken. The longest that Linux makes carries the value of an extended attribute,
+64 KiB, and its name; what is written comes in 4 KiB, as the answer to INIT says."""
 DRAIN_SECONDS = 2.0
 """How long requests in flight may take when a ring is to stop; the whole guest waits meanwhile."""
 _BATCH = 32
@@ -206,7 +207,8 @@ class Ring:
 
     def _break(self, error: InvalidRequest) -> None:
         """The guest's driver cannot be believed: nothing is taken from it until the ring is set up anew."""
-        LOGGER.warning("virtio-fs: queue %d of the guest is stopped: %s", self.index, error)
+        # As text: whoever keeps the record would keep the error, its frames, and in those the memory.
+        LOGGER.warning("virtio-fs: queue %d of the guest is stopped: %s", self.index, str(error))
         if self._queue is not None:
             self.base = self._queue.next_available
         self._queue = None

@@ -96,7 +96,7 @@ class Server:
             if connection.spoke:
                 LOGGER.info("virtio-fs: the front-end has gone")
         except NeveError as error:
-            LOGGER.warning("virtio-fs: the front-end is disconnected: %s", error)
+            LOGGER.warning("virtio-fs: the front-end is disconnected: %s", str(error))
         self._disconnect()
 
     def _accept(self) -> None:
