@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from neve.errors import InvalidRequest
 from neve.fs.fuse.opcodes import InitFlag, Opcode
@@ -146,7 +146,7 @@ def decode_header(request: Buffer) -> Header:
     return Header._make(_HEADER.unpack_from(request))
 
 
-def decode(header: Header, request: Buffer) -> object:
+def decode(header: Header, request: Buffer) -> Any:
     """What a request asks for: of the type that ``BODIES`` has for its opcode, None if that has no body or
     is not known here. Raises ``MalformedRequest``."""
     if header.length != len(request):

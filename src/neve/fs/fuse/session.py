@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+import functools
+import threading
+from collections.abc import Callable, Mapping
 
+from neve.errors import NeveError, PermissionDenied, Unsupported
+from neve.fs.fuse.answers import MAX_READ_BYTES, Answers, Failed, SessionOptions
+from neve.fs.fuse.listings import Listings
 from neve.fs.fuse.opcodes import UNANSWERED, WRITING, InitFlag, Opcode
 from neve.fs.fuse.protocol import (
     MAJOR,
@@ -21,19 +24,21 @@ from neve.fs.fuse.protocol import (
     error_reply,
     reply_header,
 )
+from neve.fs.fuse.request import Kernel, Overtaken, Parts, Reply, Request
+from neve.fs.inodes import TooManyInodes
+from neve.fs.loads import Closed, Loads, NotAtHand, Waiter
 from neve.fs.tree import Tree
+from neve.telemetry import LOGGER
 
-Reply: TypeAlias = Callable[[Sequence[bytes | memoryview]], None]
-"""Takes the parts of a whole reply, its header first; no parts if there is nothing to be answered."""
-
-MAX_READ_BYTES = 1024 * 1024
-"""Most that is read at once, and longest reply but for its header."""
+__all__ = ["MAX_READ_BYTES", "Reply", "Session", "SessionOptions"]
 
 MAX_BACKGROUND = 64
 """Requests that nobody waits for (to read ahead, say) which the kernel may have under way."""
 
 MAX_WRITE_BYTES = 4096
 """Most that is written at once: the least that can be said. Nothing is ever written."""
+
+_PAGE_BYTES = 4096
 
 _WANTED = (
     InitFlag.ASYNC_READ
@@ -46,19 +51,6 @@ _WANTED = (
     | InitFlag.NO_OPENDIR_SUPPORT
     | InitFlag.INIT_EXT
 )
-_PAGE_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """What a file system shows, and what it takes."""
-
-    threads: int = 16
-    """Most calls of backends at once."""
-    list_root: bool = False
-    """Whether the root can be listed."""
-    show_xattr: bool = True
-    """Whether extended attributes tell digests."""
 
 
 class Session:
@@ -70,7 +62,12 @@ class Session:
 
     def __init__(self, tree: Tree, options: SessionOptions) -> None:
         self._tree = tree
-        self._options = options
+        self._loads = Loads(options.threads)
+        self._kernel: Kernel | None = None
+        self._under_way: dict[int, tuple[Request, Waiter]] = {}
+        self._lock = threading.Lock()
+        answers = Answers(tree, self._loads, options)
+        self._handlers = _handlers(answers, Listings(tree, self._loads, answers))
 
     def handle(self, request: bytes | memoryview, reply: Reply) -> None:
         """Answers one request.
@@ -89,32 +86,147 @@ class Session:
         except MalformedRequest:
             reply(() if header.opcode in UNANSWERED else [error_reply(header.unique, errno.EINVAL)])
             return
-        self._answer(header, body, reply)
+        kernel = self._kernel
+        if header.opcode in (Opcode.INIT, Opcode.DESTROY) or kernel is None:
+            reply(self._begin_or_end(header, body))
+        elif header.opcode == Opcode.INTERRUPT:
+            reply(self._interrupt(header, body))
+        else:
+            self._answer(Request(header, body, reply, kernel))
 
     def close(self) -> None:
         """Ends the threads; what is under way is answered with an error. Can be called again."""
+        self._loads.close()
+        self._tree.close()
 
-    def _answer(self, header: Header, body: object, reply: Reply) -> None:
+    def _begin_or_end(self, header: Header, body: object) -> Parts:
+        """Answers INIT, DESTROY, and whatever comes before INIT."""
         if isinstance(body, Init):
-            parts = self._init(header.unique, body)
-        elif header.opcode in UNANSWERED:
-            parts = []
-        elif header.opcode == Opcode.DESTROY:
-            parts = [reply_header(header.unique, 0)]
-        else:
-            error = errno.EROFS if header.opcode in WRITING else errno.ENOSYS
-            parts = [error_reply(header.unique, error)]
-        reply(parts)
+            return self._init(header.unique, body)
+        if header.opcode == Opcode.DESTROY:
+            self._kernel = None
+            return [reply_header(header.unique, 0)]
+        return () if header.opcode in UNANSWERED else [error_reply(header.unique, errno.EIO)]
 
-    def _init(self, unique: int, offered: Init) -> list[bytes]:
+    def _init(self, unique: int, offered: Init) -> Parts:
+        """Begins anew: a guest that has been started again knows nothing of before."""
         if offered.major < MAJOR or (offered.major == MAJOR and offered.minor < MIN_MINOR):
             return [error_reply(unique, errno.EPROTO)]
+        flags = _WANTED & offered.flags
+        if offered.major == MAJOR:  # To a later one, it is only told which one is spoken here.
+            self._kernel = Kernel(flags)
         answer = encode_init(
             MINOR,
             offered.max_readahead,
-            _WANTED & offered.flags,
+            flags,
             max_background=MAX_BACKGROUND,
             max_write=MAX_WRITE_BYTES,
             max_pages=MAX_READ_BYTES // _PAGE_BYTES,
         )
         return [reply_header(unique, len(answer)), answer]
+
+    def _interrupt(self, header: Header, unique: int) -> Parts:
+        """Answers another request, that nobody waits for any more, if it is still waited for here.
+
+        One that is not known may be on its way to us in another thread: the kernel is to say it again. If
+        it has been answered, nobody minds.
+        """
+        found = self._under_way.get(unique)
+        if found is None:
+            return [error_reply(header.unique, errno.EAGAIN)]
+        request, waiter = found
+        if request.give_up():
+            waiter.given_up = True
+            self._forget(request)
+            request.reply([error_reply(unique, errno.EINTR)])
+        return ()
+
+    def _answer(self, request: Request) -> None:
+        """Answers from what is at hand, or has fetched what is missing and comes back then."""
+        try:
+            parts = self._parts(request)
+            request.settle()
+        except NotAtHand as lacking:
+            self._fetch(request, lacking)
+            return
+        except Overtaken:
+            return
+        if request.held:
+            self._forget(request)
+        request.reply(parts)
+
+    def _fetch(self, request: Request, lacking: NotAtHand) -> None:
+        waiter = Waiter(request.held, functools.partial(self._answer, request))
+        with self._lock:
+            if request.is_given_up:
+                return
+            self._under_way[request.header.unique] = request, waiter
+        self._loads.want(lacking, waiter)
+
+    def _forget(self, request: Request) -> None:
+        """Takes a request off the list, unless another has got its number: guests do as they like."""
+        unique = request.header.unique
+        with self._lock:
+            if unique in self._under_way and self._under_way[unique][0] is request:
+                del self._under_way[unique]
+
+    def _parts(self, request: Request) -> Parts:
+        """The whole reply. Raises ``NotAtHand`` and ``Overtaken``."""
+        header = request.header
+        handler = self._handlers.get(header.opcode)
+        if handler is None:
+            return [error_reply(header.unique, errno.EROFS if header.opcode in WRITING else errno.ENOSYS)]
+        try:
+            body = handler(request)
+        except (NotAtHand, Overtaken):
+            raise
+        except Failed as failure:
+            return [error_reply(header.unique, failure.number)]
+        except NeveError as error:
+            return [error_reply(header.unique, _errno(header, error))]
+        except Exception:
+            LOGGER.exception("internal error, please report it")
+            return [error_reply(header.unique, errno.EIO)]
+        if header.opcode in UNANSWERED:
+            return ()
+        return [reply_header(header.unique, sum(map(len, body))), *body]
+
+
+def _errno(header: Header, error: NeveError) -> int:
+    """What the kernel is told of an error, which is logged."""
+    if not isinstance(error, Closed):
+        LOGGER.error("inode %d: %s", header.node, error)
+    for kind, number in _ERRORS.items():
+        if isinstance(error, kind):
+            return number
+    return errno.EIO
+
+
+_ERRORS: Mapping[type[NeveError], int] = {
+    TooManyInodes: errno.ENFILE,
+    PermissionDenied: errno.EACCES,
+    Unsupported: errno.EOPNOTSUPP,
+}
+
+
+def _handlers(answers: Answers, listings: Listings) -> Mapping[int, Callable[[Request], Parts]]:
+    return {
+        Opcode.LOOKUP: answers.lookup,
+        Opcode.FORGET: answers.forget,
+        Opcode.GETATTR: answers.getattr,
+        Opcode.READLINK: answers.readlink,
+        Opcode.OPEN: answers.open,
+        Opcode.READ: answers.read,
+        Opcode.STATFS: answers.statfs,
+        Opcode.RELEASE: answers.done,
+        Opcode.GETXATTR: answers.getxattr,
+        Opcode.LISTXATTR: answers.listxattr,
+        Opcode.FLUSH: answers.flush,
+        Opcode.OPENDIR: answers.opendir,
+        Opcode.READDIR: listings.readdir,
+        Opcode.RELEASEDIR: answers.done,
+        Opcode.ACCESS: answers.access,
+        Opcode.BATCH_FORGET: answers.batch_forget,
+        Opcode.READDIRPLUS: listings.readdirplus,
+        Opcode.LSEEK: answers.lseek,
+    }

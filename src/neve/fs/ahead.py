@@ -1,0 +1,118 @@
+"""What to fetch before it is asked for. Rules only; they know neither contents nor who fetches them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Final
+
+_STREAMS = 64
+"""Large files of which it is remembered how far they were read."""
+_FIRST_STRETCH, _LONGEST_STRETCH = 1024 * 1024, 8 * 1024 * 1024
+_DISORDER = 2 * 1024 * 1024
+"""A kernel that reads ahead has several requests under way, and they come in any order."""
+
+FIRST_NEIGHBOURS: Final = 4
+MOST_NEIGHBOURS: Final = 64
+_WINDOWS = 16
+_GAP = 32
+"""Inodes that may lie between two files that are read one after the other: links, large files, and what was
+in the kernel's caches already."""
+
+
+class _Stream:
+    __slots__ = ("done", "end", "stretch")
+
+    def __init__(self) -> None:
+        self.end = 0
+        self.stretch = 0
+        self.done = 0
+
+
+class Streams:
+    """Large files that are being read: who reads one in order will want what follows. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._streams: OrderedDict[Hashable, _Stream] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, file: Hashable, start: int, stop: int, size: int) -> tuple[int, int] | None:
+        """Notes that a file of ``size`` bytes is read from ``start`` to ``stop``. The bytes (from, to before)
+        that should be fetched ahead now, if any."""
+        with self._lock:
+            stream = self._streams.get(file)
+            if stream is None:
+                stream = self._streams[file] = _Stream()
+                if len(self._streams) > _STREAMS:
+                    self._streams.popitem(last=False)
+            else:
+                self._streams.move_to_end(file)
+            if abs(start - stream.end) > _DISORDER:
+                stream.end, stream.stretch, stream.done = stop, 0, stop
+                return None
+            stream.end = max(stream.end, stop)
+            stream.stretch = min(max(2 * stream.stretch, _FIRST_STRETCH), _LONGEST_STRETCH)
+            start = max(stream.done, stream.end)
+            stop = min(stream.end + stream.stretch, size)
+            # In large steps: half of it is still to come when the next is begun.
+            if stop - start < stream.stretch // 2 and (stop < size or start >= stop):
+                return None
+            stream.done = stop
+            return start, stop
+
+    def is_in_order(self, file: Hashable) -> bool:
+        """Whether the last reads of the file were in order."""
+        stream = self._streams.get(file)
+        return stream is not None and stream.stretch > 0
+
+
+class _Window:
+    __slots__ = ("count", "start", "stop")
+
+    def __init__(self, start: int, stop: int, count: int) -> None:
+        self.start = start
+        self.stop = stop
+        self.count = count
+
+
+class Neighbours:
+    """Small files that are read one after the other, by the numbers of their inodes: a directory's entries
+    get theirs together, when it is listed. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._windows: list[_Window] = []  # What was used last comes first.
+        self._lock = threading.Lock()
+
+    def missed(self, number: int) -> tuple[int, int]:
+        """What is to be fetched (from, to before) because ``number`` is read and was not at hand. The more,
+        the more often that was right."""
+        with self._lock:
+            window = self._find(number, _GAP)
+            if window is None:
+                window = _Window(number, number, FIRST_NEIGHBOURS // 2)
+                self._windows.insert(0, window)
+                del self._windows[_WINDOWS:]
+            return self._move(window, number)
+
+    def used(self, number: int) -> tuple[int, int] | None:
+        """Notes that ``number`` was at hand: what should be fetched now, if anything."""
+        with self._lock:
+            window = self._find(number, 0)
+            if window is None or window.stop - number > window.count // 2:
+                return None
+            return self._move(window, window.stop)
+
+    def _find(self, number: int, gap: int) -> _Window | None:
+        for place, window in enumerate(self._windows):
+            if window.start <= number < window.stop + gap:
+                if place:
+                    self._windows.insert(0, self._windows.pop(place))
+                return window
+        return None
+
+    @staticmethod
+    def _move(window: _Window, start: int) -> tuple[int, int]:
+        window.count = min(2 * window.count, MOST_NEIGHBOURS)
+        window.start, window.stop = start, start + window.count
+        return window.start, window.stop
