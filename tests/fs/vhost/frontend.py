@@ -105,8 +105,8 @@ def serving(folder: Path, options: DeviceOptions | None = None) -> Iterator[Serv
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        server = Server(listener, handler, options)
-        thread = threading.Thread(target=server.run)
+        server = Server(listener, options)
+        thread = threading.Thread(target=server.run, args=(handler,))
         thread.start()
         try:
             yield Serving(path, handlers, server)

@@ -9,5 +9,6 @@
 ``device``      what the front-end sets up: legal moves, memory, rings
 ``connection``  messages and descriptors on a socket
 ``server``      listens, and serves one front-end after the other
+``run``         the whole of it as a process, with its socket and signals
 ==============  ===========================================================================
 """

@@ -27,10 +27,8 @@ _CREDENTIALS = struct.Struct("=iII")
 class Server:
     """A file system for guests, on a socket that listens."""
 
-    def __init__(
-        self, listener: socket.socket, handler: Callable[[], Handler], options: DeviceOptions | None = None
-    ) -> None:
-        """``handler`` is asked for one handler for each front-end. ``listener`` stays the caller's.
+    def __init__(self, listener: socket.socket, options: DeviceOptions | None = None) -> None:
+        """``listener`` stays the caller's.
 
         Raises ``Unsupported`` on a machine with the wrong order of bytes.
         """
@@ -38,16 +36,15 @@ class Server:
             raise Unsupported("virtio-fs needs a machine that is little-endian, as the rings are")
         listener.setblocking(False)
         self._listener = listener
-        self._handler = handler
         self._options = options or DeviceOptions()
         self._connection: Connection | None = None
-        self._close_handler: Callable[[], None] = lambda: None
+        self._handler: Handler | None = None
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def run(self) -> None:
-        """Serves until ``stop`` is called."""
+    def run(self, make_handler: Callable[[], Handler]) -> None:
+        """Serves until ``stop`` is called. Each front-end gets a handler of its own."""
         try:
-            while not self._turn():
+            while not self._turn(make_handler):
                 pass
         finally:
             self._disconnect()
@@ -61,7 +58,7 @@ class Server:
         """To be called when ``run`` is over."""
         os.close(self._stop)
 
-    def _turn(self) -> bool:
+    def _turn(self, make_handler: Callable[[], Handler]) -> bool:
         """Waits until there is something to do, and does it; whether to stop."""
         poll = select.poll()
         poll.register(self._stop, select.POLLIN)
@@ -84,7 +81,7 @@ class Server:
         if self._connection is not None and self._connection.fileno() in ready:
             self._receive()
         if self._listener.fileno() in ready:
-            self._accept()
+            self._accept(make_handler)
         return self._stop in ready
 
     def _receive(self) -> None:
@@ -99,7 +96,7 @@ class Server:
             LOGGER.warning("virtio-fs: the front-end is disconnected: %s", str(error))
         self._disconnect()
 
-    def _accept(self) -> None:
+    def _accept(self, make_handler: Callable[[], Handler]) -> None:
         try:
             accepted, _ = self._listener.accept()
         except OSError:
@@ -110,17 +107,17 @@ class Server:
             LOGGER.warning("virtio-fs: process %d is refused: there is a front-end already", _peer(accepted))
             accepted.close()
             return
-        handler = self._handler()
-        self._close_handler = handler.close
-        self._connection = Connection(accepted, Device(handler, self._options))
+        self._handler = make_handler()
+        self._connection = Connection(accepted, Device(self._handler, self._options))
         LOGGER.debug("virtio-fs: process %d is connected", _peer(accepted))
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-            self._close_handler()
-            self._close_handler = lambda: None
+        if self._handler is not None:
+            self._handler.close()
+            self._handler = None
 
 
 def _peer(sock: socket.socket) -> int:
