@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,11 +43,24 @@ def _kernel_source() -> str | None:
     return None if KERNEL_SOURCE.exists() else "linux-source-6.1 is not installed"
 
 
+def cloud_kernels() -> list[str]:
+    """Versions of Debian's kernels for virtual machines that are here with their modules, oldest first."""
+    found = [path.name.removeprefix("vmlinuz-") for path in Path("/boot").glob("vmlinuz-*-cloud-amd64")]
+    there = [version for version in found if Path("/lib/modules", version, "modules.dep").exists()]
+    return sorted(there, key=lambda version: [int(part) for part in re.findall(r"[0-9]+", version)])
+
+
+def _guests() -> str | None:
+    missing_program = _program("qemu-system-x86_64") or _program("cpio") or _program("busybox")
+    return missing_program or (None if cloud_kernels() else "linux-image-cloud-amd64 is not installed")
+
+
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": lambda: _program("chromium") or _program("chromedriver"),
     "kernel": _kernel_source,
     "nix": lambda: _program("nix-store"),
+    "qemu": _guests,
     "root": _mounts,
     "strace": lambda: _program("strace"),
 }

@@ -33,8 +33,8 @@ ECHO, HOLD, SILENT, RAISE, TWICE = 1001, 1002, 1003, 1004, 1005
 """Opcodes of no file system, which ``Answers`` knows."""
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.002)
