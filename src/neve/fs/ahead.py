@@ -20,6 +20,10 @@ _GAP = 32
 """Inodes that may lie between two files that are read one after the other: links, large files, and what was
 in the kernel's caches already."""
 
+FIRST_BELOW: Final = 128
+MOST_BELOW: Final = 16 * 1024
+_LISTED = 1024
+
 
 class _Stream:
     __slots__ = ("done", "end", "stretch")
@@ -116,3 +120,23 @@ class Neighbours:
         window.count = min(2 * window.count, MOST_NEIGHBOURS)
         window.start, window.stop = start, start + window.count
         return window.start, window.stop
+
+
+class Walks:
+    """Directories that are being listed one below the other, by the numbers of their inodes. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._listed: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def listed(self, number: int, parent: int) -> int:
+        """Notes that a directory is listed: how many nodes below it to fetch. The more, the more has been
+        listed beside it and above."""
+        with self._lock:
+            nodes = min(2 * self._listed.get(parent, FIRST_BELOW), MOST_BELOW)
+            for one in (parent, number):
+                self._listed[one] = nodes
+                self._listed.move_to_end(one)
+            while len(self._listed) > _LISTED:
+                self._listed.popitem(last=False)
+            return nodes

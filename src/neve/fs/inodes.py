@@ -86,17 +86,17 @@ class InodeTable:
         with self._lock:
             if len(self._records) + len(records) > self._limit:
                 raise TooManyInodes(f"the kernel knows {len(self._records)} inodes, at most {self._limit}")
-            return [self._remember(record) for record in records]
-
-    def _remember(self, record: _Record) -> int:
-        number = self._numbers.get(record)
-        if number is None:
-            self._last = number = self._last + 1
-            self._numbers[record] = number
-            self._records[number] = record
-        else:
-            self._more_lookups[number] = self._more_lookups.get(number, 0) + 1
-        return number
+            numbers, known, more = [], self._numbers, self._more_lookups
+            for record in records:
+                number = known.get(record)
+                if number is None:
+                    self._last = number = self._last + 1
+                    known[record] = number
+                    self._records[number] = record
+                else:
+                    more[number] = more.get(number, 0) + 1
+                numbers.append(number)
+            return numbers
 
     def forget(self, number: int, lookups: int) -> None:
         """The kernel has forgotten an inode as often as it was told of it, or less often."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from neve.fs.ahead import Neighbours
+from neve.fs.ahead import Neighbours, Walks
 from neve.fs.fuse.opcodes import InitFlag
 from neve.fs.fuse.protocol import Header
 from neve.fs.inodes import InodeTable
@@ -24,6 +24,7 @@ class Kernel:
     def __init__(self, flags: int) -> None:
         self.inodes = InodeTable()
         self.neighbours = Neighbours()
+        self.walks = Walks()
         self.opens_files = not flags & InitFlag.NO_OPEN_SUPPORT
         self.opens_directories = not flags & InitFlag.NO_OPENDIR_SUPPORT
 

@@ -35,6 +35,9 @@ __all__ = ["MAX_READ_BYTES", "Reply", "Session", "SessionOptions"]
 MAX_BACKGROUND = 64
 """Requests that nobody waits for (to read ahead, say) which the kernel may have under way."""
 
+MAX_READ_AHEAD_BYTES = 1 << 30
+"""How far the kernel may read ahead: no less than it wants to, or was told to by who administers it."""
+
 MAX_WRITE_BYTES = 4096
 """Most that is written at once: the least that can be said. Nothing is ever written."""
 
@@ -117,7 +120,7 @@ class Session:
             self._kernel = Kernel(flags)
         answer = encode_init(
             MINOR,
-            offered.max_readahead,
+            MAX_READ_AHEAD_BYTES,
             flags,
             max_background=MAX_BACKGROUND,
             max_write=MAX_WRITE_BYTES,
