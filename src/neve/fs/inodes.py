@@ -113,13 +113,13 @@ class InodeTable:
                 return
             del self._records[number], self._numbers[record]
 
-    def files(self, start: int, stop: int) -> Iterator[FileNode]:
+    def files(self, start: int, stop: int) -> Iterator[tuple[int, FileNode]]:
         """The files with numbers from ``start`` to before ``stop``: what the kernel was told of together,
         in the order in which it was."""
         for number in range(start, stop):
             record = self._records.get(number)
             if isinstance(record, bytes) and record[:1] != _SYMLINK:
-                yield _file(record)
+                yield number, _file(record)
 
 
 def _packed(parent: int, name: bytes, node: Node, children: int) -> _Record:

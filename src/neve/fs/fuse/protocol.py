@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from neve.errors import InvalidRequest
-from neve.fs.fuse.opcodes import InitFlag, Opcode
+from neve.fs.fuse.opcodes import NOTIFY_STORE, InitFlag, Opcode
 
 __all__ = [
     "FOREVER",
@@ -274,6 +274,7 @@ _PLUS = struct.Struct("<Q32sQQQ36sI24sQQII")
 _INIT_OUT = struct.Struct("<IIIIHHIIHHI28x")
 _OPEN_OUT = struct.Struct("<QIxxxx")
 _STATFS = struct.Struct("<QQQQQIII28x")
+_NOTIFY_STORE = struct.Struct("<IiQQQIxxxx")
 _XATTR_SIZE = struct.Struct("<Ixxxx")
 
 _PADDING: Final = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 2, b"\0")
@@ -345,6 +346,13 @@ def encode_xattr_size(size: int) -> bytes:
 def encode_lseek(offset: int) -> bytes:
     """Answers LSEEK."""
     return _U64.pack(offset)
+
+
+def notify_store(node: int, data: bytes) -> list[bytes]:
+    """The parts of a message that nobody asked for: the contents of a file, from its beginning, for the
+    kernel to keep."""
+    head = _NOTIFY_STORE.pack(OUT_HEADER_BYTES + 24 + len(data), NOTIFY_STORE, 0, node, 0, len(data))
+    return [head, data]
 
 
 def dirent(node: int, following: int, kind: int, name: bytes) -> bytes:

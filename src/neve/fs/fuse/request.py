@@ -21,7 +21,11 @@ Parts: TypeAlias = Sequence[bytes | memoryview]
 class Kernel:
     """What one INIT began: what the kernel on the other side can do, and what it knows."""
 
-    def __init__(self, flags: int) -> None:
+    def __init__(self, flags: int, send: Reply | None) -> None:
+        self.send = send
+        """Where messages go that the kernel has not asked for; None if the transport has no such way."""
+        self.being_sent: dict[bytes, bytes] = {}
+        """Contents on their way there, by digest."""
         self.inodes = InodeTable()
         self.neighbours = Neighbours()
         self.walks = Walks()

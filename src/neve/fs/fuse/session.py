@@ -67,10 +67,17 @@ class Session:
         self._tree = tree
         self._loads = Loads(options.threads)
         self._kernel: Kernel | None = None
+        self._send: Reply | None = None
         self._under_way: dict[int, tuple[Request, Waiter]] = {}
         self._lock = threading.Lock()
         answers = Answers(tree, self._loads, options)
         self._handlers = _handlers(answers, Listings(tree, self._loads, answers))
+
+    def may_notify(self, send: Reply) -> None:
+        """Says before the first request that messages can be sent that answer none: then contents that are
+        read ahead go into the kernel's cache. What was forgotten meanwhile the kernel refuses; that, and
+        whatever else goes wrong, is not for ``send`` to raise."""
+        self._send = send
 
     def handle(self, request: bytes | memoryview, reply: Reply) -> None:
         """Answers one request.
@@ -117,7 +124,7 @@ class Session:
             return [error_reply(unique, errno.EPROTO)]
         flags = _WANTED & offered.flags
         if offered.major == MAJOR:  # To a later one, it is only told which one is spoken here.
-            self._kernel = Kernel(flags)
+            self._kernel = Kernel(flags, self._send)
         answer = encode_init(
             MINOR,
             MAX_READ_AHEAD_BYTES,
