@@ -108,7 +108,8 @@ class Loads:
         self._wanted: deque[_Task] = deque()
         self._ahead: deque[_Task] = deque()
         self._on_the_way: dict[Key, _Task] = {}
-        self._started = self._idle = self._running_ahead = 0
+        self._started = self._idle = self._running = self._running_ahead = 0
+        self._done = threading.Condition(self._lock)
         self._closed = False
 
     def want(self, lacking: NotAtHand, waiter: Waiter) -> None:
@@ -171,9 +172,10 @@ class Loads:
             except Exception:
                 LOGGER.exception("internal error, please report it")
             finally:
-                if ahead:
-                    with self._lock:
-                        self._running_ahead -= 1
+                with self._lock:
+                    self._running -= 1
+                    self._running_ahead -= ahead
+                    self._done.notify_all()
 
     def _next(self) -> _Task | None:
         with self._lock:
@@ -181,6 +183,7 @@ class Loads:
                 task = self._take()
                 if task is not None:
                     task.started = True
+                    self._running += 1
                     self._running_ahead += task.ahead
                     return task
                 self._idle += 1
@@ -247,6 +250,11 @@ class Loads:
                 for what, waiters in left.items():
                     complete += _hand_over((task.source, what), error, waiters)
         _call(complete)
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Waits until nothing is being fetched; False if it takes longer than that."""
+        with self._lock:
+            return self._done.wait_for(lambda: not self._running, seconds)
 
     def close(self) -> None:
         """Ends the threads that are not busy; who waits for something gets an error. What is being fetched

@@ -109,6 +109,10 @@ class Session:
         self._loads.close()
         self._tree.close()
 
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Waits for the calls of backends that are under way; False if there still is one."""
+        return self._loads.wait_until_idle(seconds)
+
     def _begin_or_end(self, header: Header, body: object) -> Parts:
         """Answers INIT, DESTROY, and whatever comes before INIT."""
         if isinstance(body, Init):
