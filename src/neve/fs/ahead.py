@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Final
+from typing import Final, NamedTuple
 
 _STREAMS = 64
 """Large files of which it is remembered how far they were read."""
@@ -19,6 +19,10 @@ _WINDOWS = 16
 _GAP = 32
 """Inodes that may lie between two files that are read one after the other: links, large files, and what was
 in the kernel's caches already."""
+
+FIRST_BELOW: Final = 128
+MOST_BELOW: Final = 16 * 1024
+_LISTED = 1024
 
 
 class _Stream:
@@ -67,13 +71,17 @@ class Streams:
         return stream is not None and stream.stretch > 0
 
 
-class _Window:
-    __slots__ = ("count", "start", "stop")
+class Window(NamedTuple):
+    """Files to be fetched ahead, by the numbers of their inodes."""
 
-    def __init__(self, start: int, stop: int, count: int) -> None:
-        self.start = start
-        self.stop = stop
-        self.count = count
+    start: int
+    stop: int
+    """The first number that does not belong to it."""
+
+    @property
+    def middle(self) -> int:
+        """When this number is read, it is time to fetch the next ones."""
+        return self.stop - (self.stop - self.start) // 2
 
 
 class Neighbours:
@@ -81,38 +89,57 @@ class Neighbours:
     get theirs together, when it is listed. Thread-safe."""
 
     def __init__(self) -> None:
-        self._windows: list[_Window] = []  # What was used last comes first.
+        self._windows: list[Window] = []  # What was used last comes first.
         self._lock = threading.Lock()
 
-    def missed(self, number: int) -> tuple[int, int]:
-        """What is to be fetched (from, to before) because ``number`` is read and was not at hand. The more,
-        the more often that was right."""
+    def missed(self, number: int) -> Window:
+        """What is to be fetched because ``number`` is read and was not at hand. The more, the more often
+        that was right."""
         with self._lock:
-            window = self._find(number, _GAP)
-            if window is None:
-                window = _Window(number, number, FIRST_NEIGHBOURS // 2)
-                self._windows.insert(0, window)
-                del self._windows[_WINDOWS:]
-            return self._move(window, number)
+            place = self._find(number, _GAP)
+            if place is None:
+                return self._add(Window(number, number + FIRST_NEIGHBOURS))
+            return self._after(self._windows.pop(place), number)
 
-    def used(self, number: int) -> tuple[int, int] | None:
+    def used(self, number: int) -> Window | None:
         """Notes that ``number`` was at hand: what should be fetched now, if anything."""
         with self._lock:
-            window = self._find(number, 0)
-            if window is None or window.stop - number > window.count // 2:
+            place = self._find(number, 0)
+            if place is None or number < self._windows[place].middle:
                 return None
-            return self._move(window, window.stop)
+            window = self._windows.pop(place)
+            return self._after(window, window.stop)
 
-    def _find(self, number: int, gap: int) -> _Window | None:
-        for place, window in enumerate(self._windows):
-            if window.start <= number < window.stop + gap:
-                if place:
-                    self._windows.insert(0, self._windows.pop(place))
-                return window
+    def _find(self, number: int, gap: int) -> int | None:
+        for place, (start, stop) in enumerate(self._windows):
+            if start <= number < stop + gap:
+                return place
         return None
 
-    @staticmethod
-    def _move(window: _Window, start: int) -> tuple[int, int]:
-        window.count = min(2 * window.count, MOST_NEIGHBOURS)
-        window.start, window.stop = start, start + window.count
-        return window.start, window.stop
+    def _after(self, before: Window, start: int) -> Window:
+        return self._add(Window(start, start + min(2 * (before.stop - before.start), MOST_NEIGHBOURS)))
+
+    def _add(self, window: Window) -> Window:
+        self._windows.insert(0, window)
+        del self._windows[_WINDOWS:]
+        return window
+
+
+class Walks:
+    """Directories that are being listed one below the other, by the numbers of their inodes. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._listed: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def listed(self, number: int, parent: int) -> int:
+        """Notes that a directory is listed: how many nodes below it to fetch. The more, the more has been
+        listed beside it and above."""
+        with self._lock:
+            nodes = min(2 * self._listed.get(parent, FIRST_BELOW), MOST_BELOW)
+            for one in (parent, number):
+                self._listed[one] = nodes
+                self._listed.move_to_end(one)
+            while len(self._listed) > _LISTED:
+                self._listed.popitem(last=False)
+            return nodes

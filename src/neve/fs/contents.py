@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from neve.castore.blobs.base import BlobService, Chunk
 from neve.castore.node import FileNode
 from neve.fs.ahead import Streams
 from neve.fs.caches import Cache
-from neve.fs.loads import Held, Loads, NotAtHand, from_held
+from neve.fs.loads import Held, Loads, NotAtHand, Unasked, from_held
 from neve.fs.sources import BLOCK_BYTES, Block, Blocks, Chunks, ContentsCache, Layouts, Small
 from neve.tree import WHOLE_FILE_LIMIT
 
@@ -41,24 +41,26 @@ class Contents:
 
     # Small files.
 
-    def small(
-        self, node: FileNode, held: Held, neighbours: Callable[[], Iterable[FileNode]]
-    ) -> tuple[bytes, bool]:
-        """The contents of a file of at most ``WHOLE_FILE_LIMIT`` bytes, and whether they were at hand.
-
-        Else raises ``NotAtHand``; then ``neighbours`` tells the files that are wanted soon.
-        """
+    def small_at_hand(self, node: FileNode) -> bytes | None:
+        """The contents of a file of at most ``WHOLE_FILE_LIMIT`` bytes, if they are at hand."""
         data = self._cache.get(node.digest)
-        if data is not None and len(data) == node.size:
-            return data, True
-        if not held:
-            raise NotAtHand(self._small, [node], self._new([node, *neighbours()])[1:])
-        fetched: bytes = from_held(self._small, node, held)
-        return fetched, False
+        return data if data is not None and len(data) == node.size else None
 
-    def small_ahead(self, nodes: Iterable[FileNode], loads: Loads) -> None:
+    def small(self, node: FileNode, held: Held) -> bytes:
+        """The same, if they were fetched. Raises ``NotAtHand`` for this one only."""
+        data: bytes = from_held(self._small, node, held)
+        return data
+
+    def with_neighbours(
+        self, node: FileNode, neighbours: Iterable[FileNode], unasked: Unasked | None
+    ) -> NotAtHand:
+        """What to raise for a file of which the neighbours are wanted soon."""
+        along = self._new([node, *neighbours])[1:]
+        return NotAtHand(self._small, [node], along, unasked)
+
+    def small_ahead(self, nodes: Iterable[FileNode], loads: Loads, unasked: Unasked | None) -> None:
         """Fetches files that are wanted soon."""
-        loads.fetch_ahead(self._small, self._new(nodes))
+        loads.fetch_ahead(self._small, self._new(nodes), unasked)
 
     def _new(self, nodes: Iterable[FileNode]) -> list[FileNode]:
         """Those that are small and not at hand, the first in any case, and together not too long."""

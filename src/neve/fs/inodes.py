@@ -86,17 +86,17 @@ class InodeTable:
         with self._lock:
             if len(self._records) + len(records) > self._limit:
                 raise TooManyInodes(f"the kernel knows {len(self._records)} inodes, at most {self._limit}")
-            return [self._remember(record) for record in records]
-
-    def _remember(self, record: _Record) -> int:
-        number = self._numbers.get(record)
-        if number is None:
-            self._last = number = self._last + 1
-            self._numbers[record] = number
-            self._records[number] = record
-        else:
-            self._more_lookups[number] = self._more_lookups.get(number, 0) + 1
-        return number
+            numbers, known, more = [], self._numbers, self._more_lookups
+            for record in records:
+                number = known.get(record)
+                if number is None:
+                    self._last = number = self._last + 1
+                    known[record] = number
+                    self._records[number] = record
+                else:
+                    more[number] = more.get(number, 0) + 1
+                numbers.append(number)
+            return numbers
 
     def forget(self, number: int, lookups: int) -> None:
         """The kernel has forgotten an inode as often as it was told of it, or less often."""
@@ -113,13 +113,13 @@ class InodeTable:
                 return
             del self._records[number], self._numbers[record]
 
-    def files(self, start: int, stop: int) -> Iterator[FileNode]:
+    def files(self, start: int, stop: int) -> Iterator[tuple[int, FileNode]]:
         """The files with numbers from ``start`` to before ``stop``: what the kernel was told of together,
         in the order in which it was."""
         for number in range(start, stop):
             record = self._records.get(number)
             if isinstance(record, bytes) and record[:1] != _SYMLINK:
-                yield _file(record)
+                yield number, _file(record)
 
 
 def _packed(parent: int, name: bytes, node: Node, children: int) -> _Record:

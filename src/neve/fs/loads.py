@@ -33,14 +33,25 @@ Held: TypeAlias = dict[Key, Any]
 """What was fetched for one request, or the errors that came instead."""
 
 
-class NotAtHand(Exception):  # noqa: N818 - not an error
-    """Says what of one source is missing, and what else of it is wanted soon."""
+Unasked: TypeAlias = Callable[[What, Any], None]
 
-    def __init__(self, source: Source, wanted: Sequence[What], along: Sequence[What] = ()) -> None:
+
+class NotAtHand(Exception):  # noqa: N818 - not an error
+    """Says what of one source is missing, and what else of it is wanted soon; ``unasked`` gets what has
+    come without anybody waiting for it."""
+
+    def __init__(
+        self,
+        source: Source,
+        wanted: Sequence[What],
+        along: Sequence[What] = (),
+        unasked: Unasked | None = None,
+    ) -> None:
         super().__init__()
         self.source = source
         self.wanted = wanted
         self.along = along
+        self.unasked = unasked
 
 
 class Closed(Unavailable):
@@ -73,10 +84,13 @@ class Waiter:
 class _Task:
     """Things to be fetched together by one thread."""
 
-    __slots__ = ("ahead", "source", "started", "waiting")
+    __slots__ = ("ahead", "source", "started", "unasked", "waiting")
 
-    def __init__(self, source: Source, wanted: Iterable[What], *, ahead: bool) -> None:
+    def __init__(
+        self, source: Source, wanted: Iterable[What], unasked: Unasked | None = None, *, ahead: bool
+    ) -> None:
         self.source = source
+        self.unasked = unasked
         self.waiting: dict[What, list[Waiter]] = {what: [] for what in wanted}
         self.ahead = ahead
         self.started = False
@@ -94,7 +108,8 @@ class Loads:
         self._wanted: deque[_Task] = deque()
         self._ahead: deque[_Task] = deque()
         self._on_the_way: dict[Key, _Task] = {}
-        self._started = self._idle = self._running_ahead = 0
+        self._started = self._idle = self._running = self._running_ahead = 0
+        self._done = threading.Condition(self._lock)
         self._closed = False
 
     def want(self, lacking: NotAtHand, waiter: Waiter) -> None:
@@ -106,7 +121,7 @@ class Loads:
                 new = [what for what in wanted if not self._join((source, what), waiter)]
                 if new:
                     along = [what for what in lacking.along if (source, what) not in self._on_the_way]
-                    task = _Task(source, [*new, *along], ahead=False)
+                    task = _Task(source, [*new, *along], lacking.unasked, ahead=False)
                     for what in new:
                         task.waiting[what].append(waiter)
                     self._submit(task)
@@ -125,13 +140,13 @@ class Loads:
             self._enqueue(self._wanted, task)
         return True
 
-    def fetch_ahead(self, source: Source, wanted: Sequence[What]) -> None:
+    def fetch_ahead(self, source: Source, wanted: Sequence[What], unasked: Unasked | None = None) -> None:
         """Fetches what may be wanted soon, if there are threads to spare; whatever goes wrong is left to
-        him who will want it."""
+        him who will want it. ``unasked`` gets what comes before anybody does."""
         with self._lock:
             new = [what for what in wanted if (source, what) not in self._on_the_way]
             if new and not self._closed and self._max_ahead:
-                self._submit(_Task(source, new, ahead=True))
+                self._submit(_Task(source, new, unasked, ahead=True))
 
     def _submit(self, task: _Task) -> None:
         for what in task.waiting:
@@ -157,9 +172,10 @@ class Loads:
             except Exception:
                 LOGGER.exception("internal error, please report it")
             finally:
-                if ahead:
-                    with self._lock:
-                        self._running_ahead -= 1
+                with self._lock:
+                    self._running -= 1
+                    self._running_ahead -= ahead
+                    self._done.notify_all()
 
     def _next(self) -> _Task | None:
         with self._lock:
@@ -167,6 +183,7 @@ class Loads:
                 task = self._take()
                 if task is not None:
                     task.started = True
+                    self._running += 1
                     self._running_ahead += task.ahead
                     return task
                 self._idle += 1
@@ -214,6 +231,8 @@ class Loads:
             self._on_the_way.pop((task.source, what), None)
             complete = _hand_over((task.source, what), value, waiters)
         _call(complete)
+        if task.unasked is not None and not waiters:
+            task.unasked(what, value)
 
     def _fail(self, task: _Task, error: NeveError) -> None:
         """What has not come is fetched one by one: its neighbours must not suffer for what is damaged."""
@@ -231,6 +250,11 @@ class Loads:
                 for what, waiters in left.items():
                     complete += _hand_over((task.source, what), error, waiters)
         _call(complete)
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Waits until nothing is being fetched; False if it takes longer than that."""
+        with self._lock:
+            return self._done.wait_for(lambda: not self._running, seconds)
 
     def close(self) -> None:
         """Ends the threads that are not busy; who waits for something gets an error. What is being fetched

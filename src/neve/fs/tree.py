@@ -7,13 +7,13 @@ was fetched for the one who asks, so that he gets on, however full the caches ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from neve.castore.blobs.base import BlobService
 from neve.castore.digest import Digest
 from neve.castore.directories.base import DirectoryService, directory_not_found
 from neve.castore.directory import Directory
-from neve.castore.node import DirectoryNode, Node
+from neve.castore.node import DirectoryNode, FileNode, Node
 from neve.fs.caches import Cache
 from neve.fs.contents import Contents
 from neve.fs.loads import Held, Loads, NotAtHand, from_held
@@ -22,10 +22,13 @@ from neve.fs.roots import RootNodes
 CACHED_ENTRIES: Final = 400_000
 """Entries of Directories at hand, some 300 bytes each. One Directory is kept however long it is."""
 
-_CHILDREN_AT_ONCE = 64
+_CHILDREN_AT_ONCE = 256
 _NODES_AHEAD = 16 * 1024
 """Child Directories that are fetched together, by count and by all that is below them: what one answer
 makes necessary stays within some megabytes."""
+
+_BELOW_AT_ONCE = 32
+"""Directories that are fetched together, ahead of need."""
 
 _READ_AHEAD_TWICE = 64
 
@@ -50,22 +53,61 @@ class Listing:
         return len(self.directory)
 
 
+class _Below(NamedTuple):
+    """The Directories below some others, level by level, with up to so many nodes."""
+
+    digests: tuple[Digest, ...]
+    nodes: int
+
+
 class _Directories:
-    """Source of Directories, by digest."""
+    """Source of Directories, by digest; and of nothing but a full cache by what lies below some."""
 
     def __init__(self, service: DirectoryService) -> None:
         self._service = service
         self.cache: Cache[Digest, Listing] = Cache(CACHED_ENTRIES)
 
-    def fetch(self, wanted: Sequence[Digest]) -> Iterator[tuple[Digest, Listing]]:
-        found = self._service.get_many(wanted)
-        for digest in wanted:
+    def fetch(self, wanted: Sequence[Digest | _Below]) -> Iterator[tuple[Digest | _Below, Listing | None]]:
+        digests = [digest for digest in wanted if isinstance(digest, bytes)]
+        if digests:
+            yield from self._fetch(digests)
+        for below in wanted:
+            if isinstance(below, _Below):
+                self._fetch_below(below)
+                yield below, None
+
+    def _fetch(self, digests: Sequence[Digest]) -> Iterator[tuple[Digest, Listing]]:
+        found = self._service.get_many(digests)
+        for digest in digests:
             directory = found.get(digest)
             if directory is None:
                 raise directory_not_found(digest)
             listing = Listing(directory)
             self.cache.put(digest, listing, len(directory) + 1)
             yield digest, listing
+
+    def _fetch_below(self, below: _Below) -> None:
+        left = below.nodes
+        known = (self.cache.get(digest) for digest in below.digests)
+        level = [listing for listing in known if listing is not None]
+        while level and left > 0:
+            wanted: dict[Digest, None] = {}
+            for listing in level:
+                for _, node in listing.directory.directories():
+                    if node.digest not in self.cache:
+                        wanted[node.digest] = None
+            level = []
+            for part in _parts(list(wanted)):
+                for _, listing in self._fetch(part):
+                    left -= len(listing)
+                    level.append(listing)
+                if left <= 0:
+                    return
+
+
+def _parts(digests: Sequence[Digest]) -> Iterator[Sequence[Digest]]:
+    for start in range(0, len(digests), _BELOW_AT_ONCE):
+        yield digests[start : start + _BELOW_AT_ONCE]
 
 
 class _Closures:
@@ -130,22 +172,26 @@ class Tree:
             listing = from_held(self._directories, digest, held)
         return listing
 
-    def children(self, nodes: Sequence[Node], held: Held) -> list[int | None]:
-        """For each node that is a directory, how many entries it has; 0 for others.
+    def sizes(self, nodes: Sequence[Node], held: Held, below: int) -> list[int | None]:
+        """What stat(2) tells as size: of a file its length in bytes, of a symlink that of its target, of a
+        directory how many entries it has.
 
         None for a Directory that is better asked for alone: it is damaged, or so much is below it that
-        it may be long.
+        it may be long. If any must be fetched, so are up to ``below`` nodes below them.
         """
-        counts: list[int | None] = []
+        sizes: list[int | None] = []
         wanted: dict[Digest, None] = {}
         fetched = nodes_ahead = 0
         for node in nodes:
+            if type(node) is FileNode:
+                sizes.append(node[1])
+                continue
             if not isinstance(node, DirectoryNode):
-                counts.append(0)
+                sizes.append(len(node[0]))
                 continue
             key = self._directories, node.digest
             known = held.get(key) or self._directories.cache.get(node.digest)
-            counts.append(len(known) if isinstance(known, Listing) else None)
+            sizes.append(len(known) if isinstance(known, Listing) else None)
             if key not in held and known is not None:
                 continue
             if fetched < _CHILDREN_AT_ONCE and nodes_ahead + node.size <= _NODES_AHEAD:
@@ -154,8 +200,9 @@ class Tree:
                 if key not in held:
                     wanted[node.digest] = None
         if wanted:
-            raise NotAtHand(self._directories, list(wanted))
-        return counts
+            digests = tuple(wanted)
+            raise NotAtHand(self._directories, digests, [_Below(digests, below)])
+        return sizes
 
     def read_ahead(self, digest: Digest, loads: Loads) -> None:
         """Says that a tree is about to be walked."""

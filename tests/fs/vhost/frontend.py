@@ -141,7 +141,11 @@ class FrontEnd:
     def __init__(self, path: str, *, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(path)
+        try:
+            self.socket.connect(path)
+        except BaseException:
+            self.socket.close()
+            raise
         self.memfd = memfd(seals=seals)
         self.mapping = mmap.mmap(self.memfd, MEMORY_BYTES)
         self.memory = memoryview(self.mapping)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,14 +20,18 @@ from neve.castore.path import MAX_NAME_BYTES
 from neve.fs.fuse import protocol
 from neve.fs.fuse.opcodes import CACHE_DIR, KEEP_CACHE
 from neve.fs.fuse.protocol import Attributes, GetXattr, Lseek, Read
-from neve.fs.fuse.request import Parts, Request
+from neve.fs.fuse.request import Kernel, Parts, Request
 from neve.fs.inodes import ROOT, DirectoryInode, Inode
-from neve.fs.loads import Loads
+from neve.fs.loads import Loads, Unasked
 from neve.fs.tree import Tree
 from neve.tree import WHOLE_FILE_LIMIT
 
 MAX_READ_BYTES: Final = 1024 * 1024
 """Most that is read at once, and longest reply but for its header."""
+
+_SENT_FROM = 12
+"""So many files at least must be fetched ahead, that they are sent to the kernel: only if files have been
+read in order for a while."""
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
@@ -185,18 +189,21 @@ class Answers:
 
     def _small(self, request: Request, node: FileNode) -> bytes:
         """A small file, and those that were listed after it: they may be read after it too."""
-        kernel, number = request.kernel, request.header.node
-
-        def neighbours() -> Iterator[FileNode]:
-            start, stop = kernel.neighbours.missed(number)
-            return kernel.inodes.files(max(start, number + 1), stop)
-
-        data, at_hand = self._tree.contents.small(node, request.held, neighbours)
-        if at_hand:
+        contents, kernel, number = self._tree.contents, request.kernel, request.header.node
+        data = kernel.being_sent.get(node.digest) or contents.small_at_hand(node)
+        if data is not None:
             following = kernel.neighbours.used(number)
             if following is not None:
-                self._tree.contents.small_ahead(kernel.inodes.files(*following), self._loads)
-        return data
+                files = list(kernel.inodes.files(*following))
+                nodes = [file for _, file in files]
+                contents.small_ahead(nodes, self._loads, _sending(kernel, files, following.middle))
+            return data
+        if not request.held:
+            window = kernel.neighbours.missed(number)
+            files = [file for file in kernel.inodes.files(*window) if file[0] != number]
+            unasked = _sending(kernel, files, window.middle)
+            raise contents.with_neighbours(node, [file for _, file in files], unasked)
+        return contents.small(node, request.held)
 
     def lseek(self, request: Request) -> Parts:
         """Where data and holes are: all of a file is data."""
@@ -270,3 +277,27 @@ def _fitting(value: bytes, room: int) -> Parts:
     if len(value) > room:
         raise Failed(errno.ERANGE)
     return [value]
+
+
+def _sending(kernel: Kernel, files: Sequence[tuple[int, FileNode]], middle: int) -> Unasked | None:
+    """What becomes of files that are fetched ahead: they are sent to the kernel. Only the one from ``middle``
+    on is not: when the kernel asks for it, it is time to fetch the next ones."""
+    send = kernel.send
+    if send is None or len(files) < _SENT_FROM:
+        return None
+    numbers = {node: number for number, node in files}
+    asked = [node for number, node in files if number >= middle]
+    for node in asked[:1]:
+        del numbers[node]
+
+    def send_one(node: FileNode, data: bytes) -> None:
+        number = numbers.get(node)
+        if number is not None:
+            # The kernel may ask for it in this very moment, and wait for the answer before it takes this.
+            kernel.being_sent[node.digest] = data
+            try:
+                send(protocol.notify_store(number, data))
+            finally:
+                kernel.being_sent.pop(node.digest, None)
+
+    return send_one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -27,6 +28,7 @@ class Device:
     def __init__(self, fd: int, session: Session, threads: int) -> None:
         self._fd = fd
         self._session = session
+        session.may_notify(self._notify)
         self._ended = threading.Event()
         self._failure: OSError | None = None
         self._threads = [
@@ -77,6 +79,10 @@ class Device:
                 handle(view[:size], reply)
             except Exception:  # One request, not the mount.
                 LOGGER.exception("internal error, please report it")
+
+    def _notify(self, parts: Sequence[bytes | memoryview]) -> None:
+        with contextlib.suppress(OSError):  # It would have been good, that is all.
+            os.writev(self._fd, parts)
 
     def _reply(self, parts: Sequence[bytes | memoryview]) -> None:
         if not parts:

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
+from neve.castore.path import MAX_NAME_BYTES
 from neve.errors import LimitExceeded
 from neve.fs.fuse import protocol
 from neve.fs.fuse.answers import (
     DIRECTORY_MODE,
+    EXECUTABLE_MODE,
     FILE_MODE,
     MAX_READ_BYTES,
     SYMLINK_MODE,
     Answers,
-    attributes,
     directory_of,
 )
 from neve.fs.fuse.protocol import Read
@@ -75,6 +76,8 @@ class Listings:
         if directory.parent == ROOT:
             self._tree.read_ahead(directory.digest, self._loads)
         listing = self._tree.directory(directory.digest, request.held)
+        if wanted.offset >= len(listing) + 2:
+            return ()
         entries = _Entries(room, plus=plus)
         entries.add_dots(wanted.offset, request.header.node, directory.parent)
         start = max(wanted.offset - 2, 0)
@@ -97,25 +100,28 @@ class Listings:
 
     def _add_plus(self, entries: _Entries, request: Request, listing: Listing, start: int, stop: int) -> None:
         chosen = listing.entries[start:stop]
-        counts: Sequence[int | None] = [None] * len(chosen)
-        if len(request.kernel.inodes) < INODES_BY_LISTING:
-            counts = self._tree.children([node for _, node in chosen], request.held)
+        sizes: Sequence[int | None] = [None] * len(chosen)
+        number, kernel = request.header.node, request.kernel
+        if len(kernel.inodes) < INODES_BY_LISTING:
+            below = kernel.walks.listed(number, directory_of(request).parent)
+            sizes = self._tree.sizes([node for _, node in chosen], request.held, below)
         known = [
-            (name, node, count)
-            for (name, node), count in zip(chosen, counts, strict=True)
-            if count is not None
+            (name, node, size) for (name, node), size in zip(chosen, sizes, strict=True) if size is not None
         ]
         request.settle()
         try:
-            numbers = iter(request.kernel.inodes.remember(request.header.node, known))
+            numbers = iter(kernel.inodes.remember(number, known))
         except LimitExceeded:
-            counts, numbers = [None] * len(chosen), iter(())
-        append = entries.parts.append
-        for position, (name, node), count in zip(itertools.count(start + 3), chosen, counts, strict=False):
-            if count is None:
-                append(protocol.direntplus_unknown(_UNKNOWN_INODE, position, MODES[type(node)], name))
+            sizes, numbers = [None] * len(chosen), iter(())
+        append, encode = entries.parts.append, protocol.direntplus
+        for following, (name, node), size in zip(itertools.count(start + 3), chosen, sizes, strict=False):
+            kind = type(node)
+            if size is None:
+                append(protocol.direntplus_unknown(_UNKNOWN_INODE, following, MODES[kind], name))
+            elif isinstance(node, FileNode) and node.executable:
+                append(encode(next(numbers), size, EXECUTABLE_MODE, following, name))
             else:
-                append(protocol.direntplus(attributes(next(numbers), node, count), position, name))
+                append(encode(next(numbers), size, MODES[kind], following, name))
 
     def _list_root(self, request: Request, offset: int, room: int, *, plus: bool) -> Parts:
         number, position = offset >> _POSITION_BITS, offset & ((1 << _POSITION_BITS) - 1)
@@ -158,6 +164,8 @@ class _Entries:
         """The position of the first entry from ``start`` on for which there is no room."""
         room = self._room
         head = protocol.dirent_bytes(b"", plus=self._plus)
+        if (len(entries) - start) * (head + MAX_NAME_BYTES) <= room:
+            return max(start, len(entries))
         for position in range(start, len(entries)):
             room -= head + (len(entries[position][0]) + 7 & ~7)
             if room < 0:

@@ -23,7 +23,7 @@ _TYPE = "neve"
 _HELPERS = ("fusermount3", "fusermount")
 _HELPER_SECONDS = 60
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 
 _READ_AHEAD_KIB = 2048
@@ -40,6 +40,8 @@ class MountOptions:
     """Whether other users may look into it."""
     nonempty: bool = False
     """Whether what lies in the folder may be hidden."""
+    noexec: bool = False
+    """Whether nothing in it can be executed."""
 
 
 class Mounted(NamedTuple):
@@ -179,11 +181,12 @@ def _mount_as_root(path: Path, options: MountOptions) -> int:
     settings = [f"fd={fd}", "rootmode=40000", "user_id=0", "group_id=0", "default_permissions"]
     if options.allow_other:
         settings.append("allow_other")
+    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | (_MS_NOEXEC if options.noexec else 0)
     done = _libc().mount(
         os.fsencode(options.source),
         os.fsencode(path),
         f"fuse.{_TYPE}".encode(),
-        ctypes.c_ulong(_MS_RDONLY | _MS_NOSUID | _MS_NODEV),
+        ctypes.c_ulong(flags),
         ",".join(settings).encode(),
     )
     if done != 0:
@@ -229,6 +232,8 @@ def _mount_as_user(path: Path, options: MountOptions) -> int:
     settings.append("fsname=" + re.sub(r"([\\,])", r"\\\1", options.source))
     if options.allow_other:
         settings.append("allow_other")
+    if options.noexec:
+        settings.append("noexec")
     ours, its = socket.socketpair()
     with ours, its:
         command = [helper, "-o", ",".join(settings), "--", os.fspath(path)]

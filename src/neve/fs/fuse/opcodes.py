@@ -104,3 +104,6 @@ KEEP_CACHE = 1 << 1
 
 CACHE_DIR = 1 << 3
 """Of an opened directory: its listing may be kept."""
+
+NOTIFY_STORE = 4
+"""The kind of a message to the kernel that brings contents."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from neve.errors import InvalidRequest
-from neve.fs.fuse.opcodes import InitFlag, Opcode
+from neve.fs.fuse.opcodes import NOTIFY_STORE, InitFlag, Opcode
 
 __all__ = [
     "FOREVER",
@@ -269,14 +269,21 @@ _ATTR = "QQQQQQIIIIIIIIII"
 _ATTR_OUT = struct.Struct("<QII" + _ATTR)
 _ENTRY_OUT = struct.Struct("<QQQQII" + _ATTR)
 _DIRENT = struct.Struct("<QQII")
-_DIRENTPLUS = struct.Struct(_ENTRY_OUT.format + "QQII")
+_DIRENTPLUS_BYTES = _ENTRY_OUT.size + _DIRENT.size
+_PLUS = struct.Struct("<Q32sQQQ36sI24sQQII")
 _INIT_OUT = struct.Struct("<IIIIHHIIHHI28x")
 _OPEN_OUT = struct.Struct("<QIxxxx")
 _STATFS = struct.Struct("<QQQQQIII28x")
+_NOTIFY_STORE = struct.Struct("<IiQQQIxxxx")
 _XATTR_SIZE = struct.Struct("<Ixxxx")
 
 _PADDING: Final = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 2, b"\0")
 _NO_PLUS: Final = bytes(_ENTRY_OUT.size)
+
+# What is equal in all entries of a READDIRPLUS, of which there may be a million.
+_PLUS_VALID: Final = struct.pack("<QQQII", 0, FOREVER, FOREVER, 0, 0)
+_PLUS_TIMES: Final = struct.pack("<QQQIII", _TIME, _TIME, _TIME, 0, 0, 0)
+_PLUS_OTHERS: Final = struct.pack("<IIIIII", 1, 0, 0, 0, _BLOCK_SIZE, 0)
 
 
 def reply_header(unique: int, body_bytes: int) -> bytes:
@@ -341,21 +348,30 @@ def encode_lseek(offset: int) -> bytes:
     return _U64.pack(offset)
 
 
+def notify_store(node: int, data: bytes) -> list[bytes]:
+    """The parts of a message that nobody asked for: the contents of a file, from its beginning, for the
+    kernel to keep."""
+    head = _NOTIFY_STORE.pack(OUT_HEADER_BYTES + 24 + len(data), NOTIFY_STORE, 0, node, 0, len(data))
+    return [head, data]
+
+
 def dirent(node: int, following: int, kind: int, name: bytes) -> bytes:
     """One entry of an answer to READDIR: ``kind`` is the type of its mode, ``following`` where to go on."""
     return _DIRENT.pack(node, following, len(name), kind >> 12) + name + _PADDING[len(name) & 7]
 
 
-def direntplus(attributes: Attributes, following: int, name: bytes) -> bytes:
+def direntplus(node: int, size: int, mode: int, following: int, name: bytes) -> bytes:
     """One entry of an answer to READDIRPLUS; it counts as a lookup."""
-    node, size, mode = attributes
-    blocks = -(-size // _BLOCK)
-    head = _DIRENTPLUS.pack(
-        node, 0, FOREVER, FOREVER, 0, 0,
-        node, size, blocks, _TIME, _TIME, _TIME, 0, 0, 0, mode, 1, 0, 0, 0, _BLOCK_SIZE, 0,
-        node, following, len(name), mode >> 12,
+    blocks = (size + 511) // _BLOCK
+    length = len(name)
+    return (
+        _PLUS.pack(
+            node, _PLUS_VALID, node, size, blocks, _PLUS_TIMES, mode, _PLUS_OTHERS, node, following, length,
+            mode >> 12,
+        )
+        + name
+        + _PADDING[length & 7]
     )  # fmt: skip
-    return head + name + _PADDING[len(name) & 7]
 
 
 def direntplus_unknown(node: int, following: int, kind: int, name: bytes) -> bytes:
@@ -365,8 +381,8 @@ def direntplus_unknown(node: int, following: int, kind: int, name: bytes) -> byt
 
 def dirent_bytes(name: bytes, *, plus: bool) -> int:
     """How long an entry of that name is."""
-    head = _DIRENTPLUS.size if plus else _DIRENT.size
-    return head + (len(name) + 7 & ~7)
+    head = _DIRENTPLUS_BYTES if plus else _DIRENT.size
+    return head + ((len(name) + 7) & ~7)
 
 
 def whole(unique: int, body: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:

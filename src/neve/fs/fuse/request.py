@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from neve.fs.ahead import Neighbours
+from neve.fs.ahead import Neighbours, Walks
 from neve.fs.fuse.opcodes import InitFlag
 from neve.fs.fuse.protocol import Header
 from neve.fs.inodes import InodeTable
@@ -21,9 +21,14 @@ Parts: TypeAlias = Sequence[bytes | memoryview]
 class Kernel:
     """What one INIT began: what the kernel on the other side can do, and what it knows."""
 
-    def __init__(self, flags: int) -> None:
+    def __init__(self, flags: int, send: Reply | None) -> None:
+        self.send = send
+        """Where messages go that the kernel has not asked for; None if the transport has no such way."""
+        self.being_sent: dict[bytes, bytes] = {}
+        """Contents on their way there, by digest."""
         self.inodes = InodeTable()
         self.neighbours = Neighbours()
+        self.walks = Walks()
         self.opens_files = not flags & InitFlag.NO_OPEN_SUPPORT
         self.opens_directories = not flags & InitFlag.NO_OPENDIR_SUPPORT
 

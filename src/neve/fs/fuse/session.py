@@ -35,6 +35,9 @@ __all__ = ["MAX_READ_BYTES", "Reply", "Session", "SessionOptions"]
 MAX_BACKGROUND = 64
 """Requests that nobody waits for (to read ahead, say) which the kernel may have under way."""
 
+MAX_READ_AHEAD_BYTES = 1 << 30
+"""How far the kernel may read ahead: no less than it wants to, or was told to by who administers it."""
+
 MAX_WRITE_BYTES = 4096
 """Most that is written at once: the least that can be said. Nothing is ever written."""
 
@@ -64,10 +67,17 @@ class Session:
         self._tree = tree
         self._loads = Loads(options.threads)
         self._kernel: Kernel | None = None
+        self._send: Reply | None = None
         self._under_way: dict[int, tuple[Request, Waiter]] = {}
         self._lock = threading.Lock()
         answers = Answers(tree, self._loads, options)
         self._handlers = _handlers(answers, Listings(tree, self._loads, answers))
+
+    def may_notify(self, send: Reply) -> None:
+        """Says before the first request that messages can be sent that answer none: then contents that are
+        read ahead go into the kernel's cache. What was forgotten meanwhile the kernel refuses; that, and
+        whatever else goes wrong, is not for ``send`` to raise."""
+        self._send = send
 
     def handle(self, request: bytes | memoryview, reply: Reply) -> None:
         """Answers one request.
@@ -99,6 +109,10 @@ class Session:
         self._loads.close()
         self._tree.close()
 
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Waits for the calls of backends that are under way; False if there still is one."""
+        return self._loads.wait_until_idle(seconds)
+
     def _begin_or_end(self, header: Header, body: object) -> Parts:
         """Answers INIT, DESTROY, and whatever comes before INIT."""
         if isinstance(body, Init):
@@ -114,10 +128,10 @@ class Session:
             return [error_reply(unique, errno.EPROTO)]
         flags = _WANTED & offered.flags
         if offered.major == MAJOR:  # To a later one, it is only told which one is spoken here.
-            self._kernel = Kernel(flags)
+            self._kernel = Kernel(flags, self._send)
         answer = encode_init(
             MINOR,
-            offered.max_readahead,
+            MAX_READ_AHEAD_BYTES,
             flags,
             max_background=MAX_BACKGROUND,
             max_write=MAX_WRITE_BYTES,
