@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import click
 from neve.cli.options import StoreOptions, store_options
 from neve.cli.server_options import OWNER_AND_GROUP, OWNER_ONLY, GroupType, ModeType
 from neve.errors import InvalidRequest
+from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
     from neve.fs.fuse.session import SessionOptions
@@ -19,19 +22,28 @@ if TYPE_CHECKING:
     from neve.serving.addresses import UnixAddress
 
 
+_SWITCH_SECONDS = 0.0005
+"""How long a thread that decodes Directories keeps one waiting that has a request to answer."""
+
+_END_SECONDS = 2.0
+"""How long what is under way may take at the end. It is read only: nothing is lost."""
+
+
 @click.command()
 @click.argument("socket", metavar="SOCKET")
 @click.option(
     "--threads",
-    type=click.IntRange(min=1, max=1000),
+    type=click.IntRange(1, 1024),
     default=16,
     show_default=True,
-    help="Calls of backends at once, such as fetching contents.",
+    help="Most calls of the store at once; more wait.",
 )
+@click.option("--list-root", is_flag=True, help="Let the guest list all store paths, not only look them up.")
 @click.option(
-    "--list-root", is_flag=True, help="Let the root be listed, and not only be looked into by name."
+    "--show-xattr/--no-show-xattr",
+    default=True,
+    help="Tell digests as extended attributes (user.tvix.castore.…, user.snix.castore.…).  [default: yes]",
 )
-@click.option("--no-show-xattr", is_flag=True, help="No extended attributes with digests.")
 @click.option(
     "--tag",
     metavar="NAME",
@@ -53,7 +65,7 @@ def virtiofs(
     socket: str,
     threads: int,
     list_root: bool,
-    no_show_xattr: bool,
+    show_xattr: bool,
     tag: str | None,
     unsealed_memory: bool,
     socket_mode: int | None,
@@ -78,7 +90,7 @@ def virtiofs(
     from neve.fs.vhost.device import DeviceOptions
     from neve.fs.vhost.run import GuestOptions, run_virtiofs
 
-    session = SessionOptions(threads=threads, list_root=list_root, show_xattr=not no_show_xattr)
+    session = SessionOptions(threads=threads, list_root=list_root, show_xattr=show_xattr)
     default_mode = OWNER_ONLY if socket_group is None else OWNER_AND_GROUP
     options = GuestOptions(
         address=_address(socket),
@@ -96,9 +108,23 @@ def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable
     from neve.fs.tree import Tree
     from neve.store.root_nodes import PathInfoRoots
 
+    sessions: list[Session] = []
+
+    def make() -> Session:
+        # Those of front-ends that have gone, and where a call of the store still hangs.
+        sessions[:] = [session for session in sessions if not session.wait_until_idle(0)]
+        sessions.append(Session(Tree(opened.blobs, opened.directories, roots), options))
+        return sessions[-1]
+
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with store.open() as opened:
         roots = PathInfoRoots(opened.path_infos)
-        yield lambda: Session(Tree(opened.blobs, opened.directories, roots), options)
+        yield make
+        end = time.monotonic() + _END_SECONDS
+        if not all(session.wait_until_idle(max(end - time.monotonic(), 0)) for session in sessions):
+            # A store that does not answer would not let itself be closed either.
+            LOGGER.debug("not waiting for a call of the store that hangs")
+            os._exit(0)
 
 
 def _address(text: str) -> UnixAddress:

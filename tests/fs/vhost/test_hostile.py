@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import random
 import re
@@ -76,7 +77,7 @@ OUT = Descriptor(GUEST + 0x80000, 64, WRITE)
     ],
 )
 def test_bad_requests_end_the_queue(served: Serving, descriptors: list[Descriptor], reason: str) -> None:
-    with FrontEnd(served.path) as front_end, logged() as lines:
+    with FrontEnd(served.path) as front_end, logged(logging.WARNING) as lines:
         front_end.set_up()
         front_end.drivers[1].describe(0, descriptors)
         front_end.drivers[1].offer(0)
@@ -96,7 +97,7 @@ def test_bad_requests_end_the_queue(served: Serving, descriptors: list[Descripto
 
 
 def test_a_head_out_of_range(served: Serving) -> None:
-    with FrontEnd(served.path) as front_end, logged() as lines:
+    with FrontEnd(served.path) as front_end, logged(logging.WARNING) as lines:
         front_end.set_up()
         front_end.drivers[1].offer(40000)
         front_end.kick(1)
@@ -105,7 +106,7 @@ def test_a_head_out_of_range(served: Serving) -> None:
 
 
 def test_more_requests_than_places(served: Serving) -> None:
-    with FrontEnd(served.path) as front_end, logged() as lines:
+    with FrontEnd(served.path) as front_end, logged(logging.WARNING) as lines:
         front_end.set_up()
         front_end.drivers[1].available_index = 17
         front_end.kick(1)
@@ -114,7 +115,7 @@ def test_more_requests_than_places(served: Serving) -> None:
 
 
 def test_the_same_request_again_before_it_was_answered(served: Serving) -> None:
-    with FrontEnd(served.path) as front_end, logged() as lines:
+    with FrontEnd(served.path) as front_end, logged(logging.WARNING) as lines:
         front_end.set_up()
         front_end.make(1, request(HOLD, 1), 16)
         front_end.drivers[1].offer(0)
@@ -315,18 +316,18 @@ ALL = (GUEST, MEMORY_BYTES, USER, 0)
     ],
 )
 def test_bad_front_ends_are_disconnected(served: Serving, attack: Attack, reason: str) -> None:
-    with FrontEnd(served.path) as front_end, logged() as lines:
+    with FrontEnd(served.path) as front_end, logged(logging.WARNING) as lines:
         with contextlib.suppress(BrokenPipeError):  # It may be found out before it is through.
             attack(front_end)
         assert front_end.ended()
         wait_until(lambda: lines, "it is told")
     (line,) = lines
-    assert line.startswith("virtio-fs: the front-end is disconnected: ")
+    assert line.startswith(f"virtio-fs: process {os.getpid()} is disconnected: ")
     assert re.search(reason, line)
 
 
 def test_a_ring_without_anything(served: Serving) -> None:
-    with FrontEnd(served.path) as front_end, logged() as lines:
+    with FrontEnd(served.path) as front_end, logged(logging.WARNING) as lines:
         front_end.set_memory()
         front_end.send(Request.SET_VRING_KICK, u64(3), [front_end.kicks[0]])
         assert front_end.ended()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+import struct
 
 from neve.errors import Unavailable
 from neve.fs.vhost.device import Device
@@ -17,6 +18,17 @@ _FILE_BYTES = array.array("i").itemsize
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_REGIONS * _FILE_BYTES)
 
 
+_CREDENTIALS = struct.Struct("=iII")
+"""``struct ucred``: process, user, group."""
+
+
+def peer_of(sock: socket.socket) -> int:
+    """The process at the other end."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    process: int = _CREDENTIALS.unpack(raw)[0]
+    return process
+
+
 class Connection:
     """A connected front-end and its device. Used by one thread; nothing here waits for the front-end."""
 
@@ -24,6 +36,8 @@ class Connection:
         """Owns both from now on."""
         sock.setblocking(False)
         self._socket = sock
+        self.peer = peer_of(sock)
+        """The process at the other end."""
         self.device = device
         self.spoke = False
         """Whether a message has come yet."""

@@ -7,21 +7,23 @@ nothing of the device has to be locked but the rings against late answers.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
-import struct
 import sys
+import time
 from collections.abc import Callable
 
 from neve.errors import NeveError, Unsupported
-from neve.fs.vhost.connection import Connection
+from neve.fs.vhost.connection import Connection, peer_of
 from neve.fs.vhost.device import Device, DeviceOptions
 from neve.fs.vhost.ring import Handler
 from neve.telemetry import LOGGER
 
-_CREDENTIALS = struct.Struct("=iII")
-"""``struct ucred``: process, user, group."""
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_PAUSE_SECONDS = 0.1
+"""Before it is tried again to accept a connection for which there are no descriptors."""
 
 
 class Server:
@@ -88,28 +90,34 @@ class Server:
         connection = self._connection
         assert connection is not None
         try:
-            if connection.receive():
+            spoke, goes_on = connection.spoke, connection.receive()
+            if connection.spoke and not spoke:
+                LOGGER.info("virtio-fs: process %d is connected", connection.peer)
+            if goes_on:
                 return
             if connection.spoke:
-                LOGGER.info("virtio-fs: the front-end has gone")
+                LOGGER.info("virtio-fs: process %d has gone", connection.peer)
         except NeveError as error:
-            LOGGER.warning("virtio-fs: the front-end is disconnected: %s", str(error))
+            LOGGER.warning("virtio-fs: process %d is disconnected: %s", connection.peer, str(error))
         self._disconnect()
 
     def _accept(self, make_handler: Callable[[], Handler]) -> None:
         try:
             accepted, _ = self._listener.accept()
-        except OSError:
-            return  # It has gone already; or there are no descriptors left, and it is to try again.
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                time.sleep(_PAUSE_SECONDS)
+            return
         if self._connection is not None:
             self._receive()  # That it has gone may not have been noticed yet.
         if self._connection is not None:
-            LOGGER.warning("virtio-fs: process %d is refused: there is a front-end already", _peer(accepted))
+            LOGGER.warning(
+                "virtio-fs: process %d is refused: there is a front-end already", peer_of(accepted)
+            )
             accepted.close()
             return
         self._handler = make_handler()
         self._connection = Connection(accepted, Device(self._handler, self._options))
-        LOGGER.debug("virtio-fs: process %d is connected", _peer(accepted))
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -118,10 +126,3 @@ class Server:
         if self._handler is not None:
             self._handler.close()
             self._handler = None
-
-
-def _peer(sock: socket.socket) -> int:
-    """The process at the other end."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    process: int = _CREDENTIALS.unpack(raw)[0]
-    return process

@@ -16,20 +16,19 @@ at; the copy decides. Indices out of range, chains without end, readable parts b
 outside of the memory, and more requests than the queue has places raise ``BadQueue`` or ``OutsideMemory``:
 the guest's driver is broken, or wants to break us.
 
-**Order.** Python has no memory fences. What must not be torn (the two indices and the entries of the used
-ring) is read and written through casts of views, which are single moves of the native width; parsing bytes
-with a fixed order would read byte by byte. The guest's entries are read after a system call has told that
-they are there, or after the index that covers them; ours are written before the index that publishes them,
-and whoever calls ``answer`` holds a lock and then makes a system call to notify the guest. That is all the
-order which a machine like x86 needs, whose stores are seen in order. What needs a full fence even there,
-each side looking at the other's flags before it decides not to notify, is not offered: each side always
-notifies (no EVENT_IDX; flags are ignored and never set).
+**Order.** What must not be torn (the two indices and the entries of the used ring) is read and written
+through casts of views, which are single moves of the native width; parsing bytes with a fixed order would
+read byte by byte. The guest's index is read before what it covers, and ours is written after what it
+publishes. A machine like x86 keeps to that by itself; for others ``_Fence`` says it, as well as Python can.
+What needs more even on x86, and each side looking at the other's flags before it decides not to notify does,
+is not offered: each side always notifies (no EVENT_IDX; flags are ignored and never set).
 """
 
 from __future__ import annotations
 
 import itertools
 import struct
+import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -80,6 +79,20 @@ class QueueAddresses(NamedTuple):
     used: int
 
 
+class _Fence:
+    """Keeps what is before a call before what is after it: giving a lock back and taking it again does, on
+    every machine (a release, and then an acquisition that sees it)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            pass
+        with self._lock:
+            pass
+
+
 class SplitQueue:
     """The device's side of one queue. Not thread-safe."""
 
@@ -104,6 +117,7 @@ class SplitQueue:
         used = memory.user(addresses.used, _FLAGS_AND_INDEX_BYTES + 8 * size)
         self._used_index = used[:_FLAGS_AND_INDEX_BYTES].cast("H")
         self._used = used[_FLAGS_AND_INDEX_BYTES:].cast("I")
+        self._fence = _Fence()
         self.next_available = base
         # Nobody but the device writes it, and it goes on from where an earlier device stopped.
         self._next_used = self._used_index[_INDEX]
@@ -116,6 +130,7 @@ class SplitQueue:
             return None
         if waiting > self._size:
             raise BadQueue(f"{waiting} requests are available, in a queue of {self._size}")
+        self._fence()
         head = self._available[2 + self.next_available % self._size]
         chain = self._chain(head)
         self.next_available = (self.next_available + 1) % _INDICES
@@ -132,6 +147,7 @@ class SplitQueue:
         self._used[place] = head
         self._used[place + 1] = written
         self._next_used = (self._next_used + 1) % _INDICES
+        self._fence()
         self._used_index[_INDEX] = self._next_used
 
     def _chain(self, head: int) -> Chain:
