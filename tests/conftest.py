@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from neve.testing.guests import cloud_kernels
 
 REQUIRE_ALL = "NEVE_REQUIRE_ALL"
 
@@ -41,13 +42,6 @@ KERNEL_SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 
 def _kernel_source() -> str | None:
     return None if KERNEL_SOURCE.exists() else "linux-source-6.1 is not installed"
-
-
-def cloud_kernels() -> list[str]:
-    """Versions of Debian's kernels for virtual machines that are here with their modules, oldest first."""
-    found = [path.name.removeprefix("vmlinuz-") for path in Path("/boot").glob("vmlinuz-*-cloud-amd64")]
-    there = [version for version in found if Path("/lib/modules", version, "modules.dep").exists()]
-    return sorted(there, key=lambda version: [int(part) for part in re.findall(r"[0-9]+", version)])
 
 
 def _guests() -> str | None:

@@ -84,7 +84,7 @@ def virtiofs(
         -object memory-backend-memfd,id=mem,size=2G,share=on -numa node,memdev=mem \\
         -chardev socket,id=fs,path=/run/neve-fs.sock \\
         -device vhost-user-fs-pci,chardev=fs,tag=store,queue-size=1024
-      mount -t virtiofs store /nix/store    # in the guest
+      mount -t virtiofs -o ro store /nix/store    # in the guest
     """
     from neve.fs.fuse.session import SessionOptions
     from neve.fs.vhost.device import DeviceOptions

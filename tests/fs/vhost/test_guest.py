@@ -17,9 +17,9 @@ import pytest
 
 import neve
 from neve.library import Store
+from neve.testing.guests import TAG, Guest, booted
 
 from .frontend import wait_until
-from .guest import TAG, Guest, booted
 
 pytestmark = pytest.mark.qemu
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import lzma
+import re
 import shutil
 import subprocess
 import time
@@ -17,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import zstandard
-
-from tests.conftest import cloud_kernels
 
 TAG = "neve-store"
 MEMORY = "768M"
@@ -34,6 +33,13 @@ exec >/dev/ttyS1 2>&1
 . /script
 reboot -f
 """
+
+
+def cloud_kernels() -> list[str]:
+    """Versions of Debian's kernels for virtual machines that are here with their modules, oldest first."""
+    found = [path.name.removeprefix("vmlinuz-") for path in Path("/boot").glob("vmlinuz-*-cloud-amd64")]
+    there = [version for version in found if Path("/lib/modules", version, "modules.dep").exists()]
+    return sorted(there, key=lambda version: [int(part) for part in re.findall(r"[0-9]+", version)])
 
 
 def _with_dependencies(version: str, wanted: tuple[str, ...]) -> list[Path]:
@@ -107,18 +113,13 @@ class Guest:
         raw = self._output.read_bytes() if self._output.exists() else b""
         return raw.replace(b"\r\n", b"\n").split(b"\n")[:-1]
 
-    def wait_for(self, line: str, times: int = 1) -> None:
-        """Waits until the script has written a line so often."""
-
-        def there() -> bool:
-            ended = self.process.poll() is not None
-            return self.lines().count(line.encode()) >= times or ended
-
-        deadline = time.monotonic() + PATIENCE
-        while not there():
+    def wait_for(self, line: str, seconds: float = PATIENCE) -> None:
+        """Waits until the script has written a line."""
+        deadline = time.monotonic() + seconds
+        while line.encode() not in self.lines():
+            assert self.process.poll() is None, f"QEMU has ended; console:\n{self._tail()}"
             assert time.monotonic() < deadline, f"waited in vain for {line}; console:\n{self._tail()}"
             time.sleep(0.05)
-        assert self.lines().count(line.encode()) >= times, f"QEMU has ended; console:\n{self._tail()}"
 
     def _tail(self) -> str:
         text = self._console.read_text(errors="replace") if self._console.exists() else ""
