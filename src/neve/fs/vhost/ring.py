@@ -90,10 +90,10 @@ class Ring:
         with self._lock:
             if self._queue is not None:
                 self.base = self._queue.next_available
-                self._idle.wait_for(lambda: not self._in_flight, DRAIN_SECONDS)
-                for late in list(self._in_flight.values()):
-                    self._put(late, late.failure(errno.EIO))
-                self._signal()
+                if not self._idle.wait_for(lambda: not self._in_flight, DRAIN_SECONDS):
+                    for late in list(self._in_flight.values()):
+                        self._put(late, late.failure(errno.EIO))
+                    self._signal()
             self._forget()
         return self.base
 
@@ -143,10 +143,10 @@ class Ring:
         self._turn_of = threading.get_ident()
         try:
             for _ in range(_BATCH):
-                request = self._take()
-                if request is None:
+                taken = self._take()
+                if taken is None:
                     return
-                self._hand_on(request)
+                self._hand_on(*taken)
             self.restless = True
         finally:
             with self._lock:
@@ -154,7 +154,8 @@ class Ring:
                 if self._owes_call:
                     self._signal()
 
-    def _take(self) -> _InFlight | None:
+    def _take(self) -> tuple[bytes, _InFlight] | None:
+        """The next request: what it says, and what is to be kept of it until it is answered."""
         with self._lock:
             if self._queue is None:
                 return None
@@ -164,20 +165,20 @@ class Ring:
                     return None
                 if chain.head in self._in_flight:
                     raise BadQueue(f"request {chain.head} is made again before it was answered")
-                request = _InFlight(chain)
+                in_flight = _InFlight(chain)
             except InvalidRequest as error:
                 self._break(error)
                 return None
-            self._in_flight[chain.head] = request
-            return request
+            self._in_flight[chain.head] = in_flight
+            return chain.request, in_flight
 
-    def _hand_on(self, request: _InFlight) -> None:
+    def _hand_on(self, request: bytes, in_flight: _InFlight) -> None:
         try:
-            self._handler.handle(request.chain.request, lambda parts: self._finish(request, parts))
+            self._handler.handle(request, lambda parts: self._finish(in_flight, parts))
         except Exception as error:
             # Whatever a guest may have found there: it costs this one request.
             LOGGER.error("virtio-fs: a request failed: %s: %s", type(error).__name__, error)
-            self._finish(request, request.failure(errno.EIO))
+            self._finish(in_flight, in_flight.failure(errno.EIO))
 
     def _finish(self, request: _InFlight, parts: Sequence[bytes | memoryview]) -> None:
         with self._lock:
@@ -224,10 +225,11 @@ class _InFlight:
 
     def __init__(self, chain: Chain) -> None:
         """Raises ``BadQueue`` if it is too short to be one."""
-        self.chain = chain
         if len(chain.request) < _IN_HEADER_BYTES:
             raise BadQueue(f"a request of {len(chain.request)} bytes, shorter than its head")
         _, _, self._number = _IN_HEADER.unpack_from(chain.request)
+        # Thousands may be in flight: each is only as long as it takes to answer it.
+        self.chain = chain._replace(request=b"")
 
     def failure(self, number: int) -> list[bytes]:
         """The answer that it failed; none if there is no room for that (some requests get none)."""

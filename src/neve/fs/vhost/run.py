@@ -44,12 +44,16 @@ def run_virtiofs(options: GuestOptions, open_handlers: OpenHandlers) -> None:
         listener = stack.enter_context(path.bind())
         server = Server(listener, options.device)
         stack.callback(server.close)
-        stack.enter_context(stop_signals(server.stop, path.withdraw))
+
+        def stop() -> None:
+            deadline.set(OVERTIME_SECONDS)
+            server.stop()
+
+        stack.enter_context(stop_signals(stop, path.withdraw))
         handlers = stack.enter_context(open_handlers())
         path.publish()
         LOGGER.info("listening on %s", options.address)
         try:
             server.run(handlers)
         finally:
-            deadline.set(OVERTIME_SECONDS)
             path.withdraw()

@@ -13,12 +13,12 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from neve.errors import NeveError, Unsupported
 from neve.fs.vhost.connection import Connection, peer_of
 from neve.fs.vhost.device import Device, DeviceOptions
-from neve.fs.vhost.ring import Handler
+from neve.fs.vhost.ring import Handler, Ring
 from neve.telemetry import LOGGER
 
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -74,6 +74,16 @@ class Server:
                 poll.register(ring.kick, select.POLLIN)
         busy = any(ring.restless and ring.enabled for ring in rings)
         ready = {file for file, _ in poll.poll(0 if busy else None)}
+        try:
+            self._work(rings, ready, make_handler)
+        except Exception:
+            # Whatever somebody may have found: the next one is served.
+            LOGGER.exception("internal error, please report it")
+            self._disconnect()
+        return self._stop in ready
+
+    def _work(self, rings: Sequence[Ring], ready: set[int], make_handler: Callable[[], Handler]) -> None:
+        """Does what there is to do: what is urgent to the guest first."""
         for ring in rings:
             if ring.kick is not None and ring.kick.fileno() in ready:
                 ring.kick.take()
@@ -84,7 +94,6 @@ class Server:
             self._receive()
         if self._listener.fileno() in ready:
             self._accept(make_handler)
-        return self._stop in ready
 
     def _receive(self) -> None:
         connection = self._connection
