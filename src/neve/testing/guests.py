@@ -132,8 +132,11 @@ class Guest:
 
 
 @contextlib.contextmanager
-def booted(folder: Path, socket: Path, script: str, *, memory: str = MEMORY) -> Iterator[Guest]:
-    """A guest that runs a script, again and again: it reboots at its end."""
+def booted(
+    folder: Path, socket: Path, script: str, *, memory: str = MEMORY, device: str = "queue-size=1024"
+) -> Iterator[Guest]:
+    """A guest that runs a script, again and again: it reboots at its end. ``device`` are properties of the
+    device for QEMU."""
     version = cloud_kernels()[-1]
     folder.mkdir()
     initrd = make_initrd(folder, version, script)
@@ -146,7 +149,7 @@ def booted(folder: Path, socket: Path, script: str, *, memory: str = MEMORY) -> 
     command += ["-serial", f"file:{console}", "-serial", f"file:{output}"]
     command += ["-object", f"memory-backend-memfd,id=memory,size={memory},share=on"]
     command += ["-numa", "node,memdev=memory", "-chardev", f"socket,id=fs,path={socket}"]
-    command += ["-device", f"vhost-user-fs-pci,chardev=fs,tag={TAG},queue-size=1024"]
+    command += ["-device", f"vhost-user-fs-pci,chardev=fs,tag={TAG},{device}"]
     with open(folder / "errors", "wb") as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
     try:

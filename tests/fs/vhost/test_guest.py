@@ -238,7 +238,8 @@ def test_guests(paths: Paths, tmp_path: Path) -> None:
             # It is in the middle of reading, over and over.
             guest.kill()
         wait_until(lambda: any("has gone" in line for line in device.lines()), "the end is noticed")
-        with booted(tmp_path / "second", device.socket, paths.script()) as guest:
+        small = "queue-size=64,indirect_desc=off"
+        with booted(tmp_path / "second", device.socket, paths.script(), device=small) as guest:
             guest.wait_for("== second boot")
             check_boot(sections(guest.lines())[0], paths)
             device.process.send_signal(signal.SIGTERM)

@@ -10,6 +10,7 @@ import random
 import re
 import select
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -159,6 +160,38 @@ def test_random_guests(served: Serving) -> None:
             for place in range(0x80000, 0x80000 + 4096, 512):
                 front_end.memory[place : place + 40] = request(rng.choice([ECHO, 26]), rng.randrange(99))
         front_end.settled()
+
+
+def test_a_guest_that_changes_its_mind_all_the_time(served: Serving) -> None:
+    """What was checked is what is used, and not what the guest has made of it meanwhile."""
+    done = threading.Event()
+
+    def scribble(front_end: FrontEnd) -> None:
+        rng = random.Random(20261128)
+        driver = front_end.drivers[1]
+        values = [b"\0\0", b"\1\0", b"\2\0", b"\3\0", b"\4\0", b"\xff\xff", b"\x10\0", b"\x40\0"]
+        while not done.is_set():
+            place = rng.randrange(FrontEnd.RING_BYTES, driver.buffers + 100) & ~1
+            front_end.memory[place : place + 2] = rng.choice(values)
+
+    with FrontEnd(served.path) as front_end:
+        front_end.set_up()
+        scribbler = threading.Thread(target=scribble, args=(front_end,))
+        scribbler.start()
+        try:
+            for number in range(150):
+                for head in range(4):
+                    front_end.make(1, request(ECHO, number, b"x" * 30), 100, head)
+                front_end.kick(1)
+                front_end.stop_ring(1)
+                front_end.drivers[1].reset()
+                front_end.start_ring(1)
+            front_end.settled()
+            # The other queue has seen nothing of all that.
+            front_end.converse(0, 1)
+        finally:
+            done.set()
+            scribbler.join()
 
 
 # Front-ends.
