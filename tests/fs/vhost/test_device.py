@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from neve.fs.vhost import ring as ring_module
 from neve.fs.vhost.device import MAX_REQUEST_QUEUES, DeviceOptions
 from neve.fs.vhost.messages import Feature, ProtocolFeature, Request
+from neve.fs.vhost.server import Server
 from tests.logged import logged
 
 from .frontend import (
@@ -28,6 +30,7 @@ from .frontend import (
     SILENT,
     TWICE,
     USER,
+    Answers,
     FrontEnd,
     Serving,
     answer,
@@ -106,7 +109,7 @@ def test_a_handler_that_fails_costs_one_request(front_end: FrontEnd) -> None:
         front_end.make(1, request(RAISE, 5), 16)
         front_end.kick(1)
         assert front_end.answers(1) == [(0, answer(5, error=errno.EIO))]
-    assert lines == ["virtio-fs: a request failed: ZeroDivisionError: on purpose"]
+    assert lines == ["internal error, please report it"]
     front_end.converse(1, 6)
 
 
@@ -349,3 +352,32 @@ def test_stopping_the_server_with_a_front_end(tmp_path: Path) -> None:
     assert served.handlers[0].closed
     assert front_end.ended()
     front_end.close()
+
+
+def test_a_failure_of_ours_ends_one_connection(tmp_path: Path) -> None:
+    handlers = iter([Answers()])
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "fs.sock"))
+        listener.listen()
+        server = Server(listener)
+        calls: list[int] = []
+
+        def make() -> Answers:
+            calls.append(1)
+            if len(calls) == 1:
+                raise ZeroDivisionError("on purpose")
+            return next(handlers)
+
+        thread = threading.Thread(target=server.run, args=(make,))
+        thread.start()
+        try:
+            with logged(logging.ERROR) as lines, FrontEnd(str(tmp_path / "fs.sock")) as front_end:
+                assert front_end.ended()
+            assert lines == ["internal error, please report it"]
+            with FrontEnd(str(tmp_path / "fs.sock")) as front_end:
+                front_end.set_up()
+                front_end.converse(1, 1)
+        finally:
+            server.stop()
+            thread.join(PATIENCE)
+            server.close()

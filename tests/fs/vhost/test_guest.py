@@ -235,6 +235,7 @@ def test_guests(paths: Paths, tmp_path: Path) -> None:
             first, second = sections(guest.lines())
             assert first["appears"] == [b"there it is"]
             check_boot(second, paths)
+            assert guest.errors() == ""
             # It is in the middle of reading, over and over.
             guest.kill()
         wait_until(lambda: any("has gone" in line for line in device.lines()), "the end is noticed")

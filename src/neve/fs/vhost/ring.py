@@ -175,9 +175,9 @@ class Ring:
     def _hand_on(self, request: bytes, in_flight: _InFlight) -> None:
         try:
             self._handler.handle(request, lambda parts: self._finish(in_flight, parts))
-        except Exception as error:
+        except Exception:
             # Whatever a guest may have found there: it costs this one request.
-            LOGGER.error("virtio-fs: a request failed: %s: %s", type(error).__name__, error)
+            LOGGER.exception("internal error, please report it")
             self._finish(in_flight, in_flight.failure(errno.EIO))
 
     def _finish(self, request: _InFlight, parts: Sequence[bytes | memoryview]) -> None:
@@ -232,7 +232,7 @@ class _InFlight:
         self.chain = chain._replace(request=b"")
 
     def failure(self, number: int) -> list[bytes]:
-        """The answer that it failed; none if there is no room for that (some requests get none)."""
+        """The answer that it failed."""
         return [_OUT_HEADER.pack(_OUT_HEADER.size, -number, self._number)]
 
     def fitted(self, parts: Iterable[bytes | memoryview]) -> list[memoryview]:

@@ -125,8 +125,12 @@ class Server:
             )
             accepted.close()
             return
-        self._handler = make_handler()
-        self._connection = Connection(accepted, Device(self._handler, self._options))
+        try:
+            self._handler = make_handler()
+            self._connection = Connection(accepted, Device(self._handler, self._options))
+        except BaseException:
+            accepted.close()
+            raise
 
     def _disconnect(self) -> None:
         if self._connection is not None:
