@@ -4,6 +4,7 @@ out."""
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import struct
@@ -113,8 +114,9 @@ class Connection:
         try:
             reply = self.device.handle(header, payload, self._files)
         except Exception:
-            # It hears of it, and the connection ends all the same.
-            self._send(self.device.acknowledgement(header, 1))
+            # It hears of it, if it listens, and the connection ends all the same.
+            with contextlib.suppress(Unavailable):
+                self._send(self.device.acknowledgement(header, 1))
             raise
         finally:
             self._close_files()
