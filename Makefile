@@ -15,7 +15,7 @@ TESTS ?= tests
 PYTEST_OPTIONS ?= -n 2
 
 # What a test needs of the system, as Debian's packages; tests/conftest.py skips tests without it.
-SYSTEM_PACKAGES := chromium chromium-driver linux-source-6.1 nix-bin strace
+SYSTEM_PACKAGES := chromium chromium-driver fuse3 linux-source-6.1 nix-bin strace
 
 INSTALLED := $(VENV)/.installed
 
