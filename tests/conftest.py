@@ -37,6 +37,19 @@ def _mounts() -> str | None:
     return None
 
 
+def _fuse() -> str | None:
+    """Mounts nothing yet: tests do that in folders of their own, as root and as another user."""
+    if _mounts():
+        return _mounts()
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse cannot be opened: {error.strerror}"
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        return "/dev/fuse is not open to other users"
+    return _program("fusermount3")
+
+
 KERNEL_SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 
 
@@ -52,6 +65,7 @@ def _guests() -> str | None:
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": lambda: _program("chromium") or _program("chromedriver"),
+    "fuse": _fuse,
     "kernel": _kernel_source,
     "nix": lambda: _program("nix-store"),
     "qemu": _guests,

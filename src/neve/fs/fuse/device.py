@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Sequence
 
+from neve.fs.fuse import protocol
 from neve.fs.fuse.session import Session
 from neve.telemetry import LOGGER
 
@@ -93,3 +94,9 @@ class Device:
             # ENOENT: nobody waits for it any more.
             if error.errno != errno.ENOENT and error.errno not in _GONE:
                 LOGGER.error("the kernel does not take a reply: %s", error.strerror)
+                self._fail(parts[0])
+
+    def _fail(self, header: bytes | memoryview) -> None:
+        """Whoever waits for a reply that is not taken must not wait for ever."""
+        with contextlib.suppress(OSError):
+            os.write(self._fd, protocol.failed_reply(header, errno.EIO))

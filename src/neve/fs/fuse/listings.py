@@ -86,7 +86,7 @@ class Listings:
             self._add_plus(entries, request, listing, start, stop)
         else:
             self._add(entries, request, listing, start, stop)
-        return entries.parts
+        return [b"".join(entries.parts)]
 
     def _add(self, entries: _Entries, request: Request, listing: Listing, start: int, stop: int) -> None:
         inodes, parent = request.kernel.inodes, request.header.node
@@ -136,7 +136,7 @@ class Listings:
         for place in range(start, entries.fitting(listing, start)):
             name, kind = listing[place]
             entries.add_unknown(_UNKNOWN_INODE, base + place + 3, MODES[kind], name)
-        return entries.parts or [_NO_CACHING]
+        return [b"".join(entries.parts) or _NO_CACHING]
 
 
 class _Entries:

@@ -103,9 +103,7 @@ def check_mount_point(folder: Path, options: MountOptions) -> Path:
         raise _unusable(folder, error) from error
     if not stat.S_ISDIR(mode):
         raise InvalidRequest(f"{folder} is no folder, so nothing can be mounted there")
-    kind = _kind_of_mount(path)
-    if kind is not None:
-        raise Conflict(f"{folder} is busy: a file system ({kind}) is mounted there already; umount it first")
+    _check_not_mounted(folder, path)
     if not options.nonempty:
         try:
             with os.scandir(path) as entries:
@@ -117,6 +115,21 @@ def check_mount_point(folder: Path, options: MountOptions) -> Path:
                 f"{folder} is not empty; name another folder, or hide its contents with --nonempty"
             )
     return path
+
+
+def _check_not_mounted(folder: Path, path: Path) -> None:
+    found = _topmost(path)
+    if found is None:
+        return
+    if found.kind.startswith("fuse"):
+        # The kernel may know enough of a dead one to tell what it is, but not how full.
+        try:
+            os.statvfs(path)
+        except OSError as error:
+            raise _unusable(folder, error) from error
+    raise Conflict(
+        f"{folder} is busy: a file system ({found.kind}) is mounted there already; umount it first"
+    )
 
 
 def _unusable(folder: Path, error: OSError) -> NeveError:
@@ -152,11 +165,6 @@ def _unescaped(field: bytes) -> bytes:
 def _device_number(path: Path) -> str:
     found = _topmost(path)
     return "" if found is None else found.device_number
-
-
-def _kind_of_mount(path: Path) -> str | None:
-    found = _topmost(path)
-    return None if found is None else found.kind
 
 
 def _read_ahead(mounted: Mounted) -> None:

@@ -296,6 +296,11 @@ def error_reply(unique: int, error: int) -> bytes:
     return _OUT_HEADER.pack(OUT_HEADER_BYTES, -error, unique)
 
 
+def failed_reply(header: bytes | memoryview, error: int) -> bytes:
+    """Another whole reply to the same request, instead of the one with that header."""
+    return error_reply(_OUT_HEADER.unpack(header)[2], error)
+
+
 def encode_init(
     minor: int, max_readahead: int, flags: int, *, max_background: int, max_write: int, max_pages: int
 ) -> bytes:

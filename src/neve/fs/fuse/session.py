@@ -7,6 +7,7 @@ import functools
 import threading
 from collections.abc import Callable, Mapping
 
+from neve.castore.path import show_name
 from neve.errors import NeveError, PermissionDenied, Unsupported
 from neve.fs.fuse.answers import MAX_READ_BYTES, Answers, Failed, SessionOptions
 from neve.fs.fuse.listings import Listings
@@ -197,7 +198,7 @@ class Session:
         except Failed as failure:
             return [error_reply(header.unique, failure.number)]
         except NeveError as error:
-            return [error_reply(header.unique, _errno(header, error))]
+            return [error_reply(header.unique, _errno(request, error))]
         except Exception:
             LOGGER.exception("internal error, please report it")
             return [error_reply(header.unique, errno.EIO)]
@@ -206,10 +207,12 @@ class Session:
         return [reply_header(header.unique, sum(map(len, body))), *body]
 
 
-def _errno(header: Header, error: NeveError) -> int:
+def _errno(request: Request, error: NeveError) -> int:
     """What the kernel is told of an error, which is logged."""
     if not isinstance(error, Closed):
-        LOGGER.error("inode %d: %s", header.node, error)
+        header = request.header
+        of = f" of {show_name(request.body)}" if isinstance(request.body, bytes) else ""
+        LOGGER.error("%s%s, inode %d: %s", Opcode(header.opcode).name, of, header.node, error)
     for kind, number in _ERRORS.items():
         if isinstance(error, kind):
             return number
