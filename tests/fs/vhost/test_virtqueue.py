@@ -103,6 +103,15 @@ def test_an_indirect_descriptor_behind_a_plain_one(side: Side) -> None:
     assert (chain.request, chain.room) == (b"ab", 2)
 
 
+def test_the_longest_chain_may_be_in_an_indirect_table(side: Side) -> None:
+    page = side.buffer(1)
+    inner = chained([side.buffer(b"x"), *[page] * (MAX_CHAIN - 1)])
+    side.driver.describe(0, [side.table(inner)])
+    side.driver.offer(0)
+    chain = side.popped()
+    assert (chain.request, chain.room) == (b"x", MAX_CHAIN - 1)
+
+
 def test_neighbouring_pages_are_one_span(side: Side) -> None:
     pages = [Descriptor(GUEST + 0x8000 + i * 16, 16, WRITE) for i in (0, 1, 2, 5)]
     side.driver.describe(0, chained([side.buffer(b"x"), *pages]))

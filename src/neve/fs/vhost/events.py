@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 
 from neve.fs.vhost.messages import BadMessage
 
 _ONE = (1).to_bytes(8, "little")
+_HERE = -1
+"""To preadv(2), which knows flags: no offset."""
 _EVENTFD = "anon_inode:[eventfd]"
 
 
@@ -15,7 +18,8 @@ class Event:
     """An eventfd of the front-end's. Neither of its moves waits.
 
     Nothing else is taken: waiting for another kind of file could take for ever. (QEMU falls back to pipes
-    where there is no eventfd; on Linux there is.)
+    where there is no eventfd; on Linux there is.) That the file does not block is not relied upon: the flag
+    is the front-end's as well, which may clear it.
     """
 
     def __init__(self, file: int) -> None:
@@ -31,6 +35,8 @@ class Event:
         except BadMessage:
             self.close()
             raise
+        self._writable = select.poll()
+        self._writable.register(file, select.POLLOUT)
 
     def fileno(self) -> int:
         """For ``select.poll``."""
@@ -39,12 +45,15 @@ class Event:
     def take(self) -> None:
         """Takes all signals that have come; there may be none."""
         with contextlib.suppress(OSError):
-            os.read(self._file, 8)
+            os.preadv(self._file, [bytearray(8)], _HERE, os.RWF_NOWAIT)
 
     def signal(self) -> None:
-        """Wakes the other side. If it has been woken so often that no more can be counted, it is awake."""
+        """Wakes the other side. If it has been woken so often that no more can be counted, it is awake. Not
+        for two threads at once."""
         with contextlib.suppress(OSError):
-            os.write(self._file, _ONE)
+            # Of writing there is no kind that never waits.
+            if self._writable.poll(0) == [(self._file, select.POLLOUT)]:
+                os.write(self._file, _ONE)
 
     def close(self) -> None:
         """Can be called again."""

@@ -170,13 +170,15 @@ class SplitQueue:
     def _descriptors(self, head: int) -> Iterator[tuple[int, int, int]]:
         """Address, size and flags of those of a chain that stand for memory."""
         table, index = self._table, head
-        for _ in range(MAX_CHAIN):
+        found = 0
+        while found < MAX_CHAIN:
             count = len(table) // _DESCRIPTOR.size
             if index >= count:
                 raise BadQueue(f"descriptor {index} in a table of {count}")
             at = index * _DESCRIPTOR.size
             address, size, flags, index = _DESCRIPTOR.unpack(bytes(table[at : at + _DESCRIPTOR.size]))
             if not flags & _INDIRECT:
+                found += 1
                 yield address, size, flags
                 if not flags & _NEXT:
                     return
