@@ -15,8 +15,8 @@ _DISORDER = 2 * 1024 * 1024
 
 FIRST_NEIGHBOURS: Final = 4
 MOST_NEIGHBOURS: Final = 64
-_WINDOWS = 16
-_GAP = 32
+_WINDOWS = 8
+_GAP = 16
 """Inodes that may lie between two files that are read one after the other: links, large files, and what was
 in the kernel's caches already."""
 

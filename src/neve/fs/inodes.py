@@ -84,9 +84,10 @@ class InodeTable:
         """
         records = [_packed(parent, name, node, children) for name, node, children in entries]
         with self._lock:
-            if len(self._records) + len(records) > self._limit:
-                raise TooManyInodes(f"the kernel knows {len(self._records)} inodes, at most {self._limit}")
             numbers, known, more = [], self._numbers, self._more_lookups
+            room = self._limit - len(self._records)
+            if len(records) > room and sum(record not in known for record in records) > room:
+                raise TooManyInodes(f"the kernel knows {len(self._records)} inodes, more it may not")
             for record in records:
                 number = known.get(record)
                 if number is None:

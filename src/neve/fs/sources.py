@@ -18,7 +18,6 @@ from neve.castore.blobs.base import BlobReader, BlobService, Chunk, blob_not_fou
 from neve.castore.digest import Digest
 from neve.castore.node import FileNode
 from neve.castore.traverse import wrong_length
-from neve.errors import Corrupt, LimitExceeded
 from neve.fs.caches import Cache
 from neve.tree import WHOLE_FILE_LIMIT
 
@@ -60,14 +59,11 @@ class Small:
 
     def fetch(self, wanted: Sequence[FileNode]) -> Iterator[tuple[FileNode, bytes]]:
         digests = [node.digest for node in wanted]
-        try:
-            for node, data in zip(wanted, self._blobs.read_many(digests, WHOLE_FILE_LIMIT), strict=True):
-                if len(data) != node.size:
-                    raise wrong_length(node, len(data))
-                self._cache.put(node.digest, data, len(data) + _OVERHEAD_BYTES)
-                yield node, data
-        except LimitExceeded as error:
-            raise Corrupt(f"{error}; its node says that it is small") from error
+        for node, data in zip(wanted, self._blobs.read_many(digests, WHOLE_FILE_LIMIT), strict=True):
+            if len(data) != node.size:
+                raise wrong_length(node, len(data))
+            self._cache.put(node.digest, data, len(data) + _OVERHEAD_BYTES)
+            yield node, data
 
 
 class Layouts:
