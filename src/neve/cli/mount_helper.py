@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from neve.cli.__main__ import main as neve_main
+from neve.errors import InvalidRequest
 
 _WRONG_USAGE, _MOUNT_FAILED = 1, 32
 
@@ -39,7 +40,7 @@ _IGNORED = frozenset({
 _IGNORED_BEGINNINGS = ("x-", "X-", "comment=", "user=", "uhelper=", "helper=")
 
 
-class _UsageError(Exception):
+class _UsageError(InvalidRequest):
     """The helper was called in a way that it does not know."""
 
 
