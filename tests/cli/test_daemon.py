@@ -19,8 +19,9 @@ from neve.cli import daemon as module
 from neve.cli.commands import cli
 from neve.cli.daemon import LIMIT_HELP
 from neve.cli.server_options import ModeType, SizeType, shown_size
-from neve.server.daemon import DaemonOptions, WorkerStart
+from neve.server.daemon import DaemonOptions
 from neve.server.limits import Limits
+from neve.serving.main import WorkerStart
 from neve.testing.servers import make_certificates
 from tests.cli.conftest import Neve, Spawn
 

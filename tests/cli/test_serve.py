@@ -14,10 +14,12 @@ import pytest
 
 from neve.cli.serve import LIMIT_HELP
 from neve.http_cache.limits import Limits
-from neve.http_cache.run import CacheOptions, WorkerStart
+from neve.http_cache.run import CacheOptions
 from neve.http_cache.settings import Settings, from_json, to_json
 from neve.http_cache.tokens import PULL, PUSH, TokenFile
 from neve.nix.signing import SecretKey
+from neve.serving.main import WorkerStart
+from neve.serving.tls import Tls, TlsFiles
 from neve.testing.servers import make_certificates
 from tests.cli.conftest import Neve, Spawn
 
@@ -84,14 +86,20 @@ def test_everything_given(neve: Neve, given: Given, tmp_path: Path) -> None:
         private=True,
         insecure_allow_upload=True,
         grace=1.5,
-        tls_certificate=str(files.server_certificate),
-        tls_key=str(files.server_key),
-        tls_client_ca=str(files.ca),
+        tls=Tls(
+            certificate=files.server_certificate.read_text(),
+            key=files.server_key.read_text(),
+            client_ca=files.ca.read_text(),
+            files=TlsFiles(
+                certificate=str(files.server_certificate), key=str(files.server_key), client_ca=str(files.ca)
+            ),
+        ),
     )
     assert options.settings == expected
     # Workers get it as JSON, and nobody sees the key who looks at it.
     assert from_json(to_json(expected)) == expected
     assert KEY.render().partition(":")[2] not in repr(expected)
+    assert "PRIVATE KEY" not in repr(expected)
     assert expected.shown_keys() == (KEY.public_key().render(), OTHER)
 
 

@@ -21,6 +21,7 @@ from neve.http_cache.limits import Limits
 from neve.http_cache.metrics import SharedRows
 from neve.http_cache.process import Share, serve
 from neve.http_cache.settings import Settings
+from neve.serving.process import Course
 from neve.serving.stopping import Stop
 from neve.store.services import Services
 
@@ -105,7 +106,8 @@ def serving(
     def run() -> None:
         try:
             share = Share(sockets=[listener], rows=rows, row=0)
-            serve(services, chosen, share, lambda *_: pages, stop, ready=ready.set, stopping=lambda: None)
+            course = Course(stop=stop, ready=ready.set, stopping=lambda: None)
+            serve(services, chosen, share, lambda *_: pages, course)
         except BaseException as error:
             failures.append(error)
         finally:

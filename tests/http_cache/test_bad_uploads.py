@@ -128,7 +128,10 @@ def test_over_the_limits(cache: Served) -> None:
     answer = cache.http.put(nar_url(file, "zstd"), content=iter([file]))
     assert "max_nar_bytes" in refused(answer, 413)
     small = bytes(LIMITS["max_small_file_bytes"] + 1)
-    for url in (f"/{'0' * 32}.ls", f"/log/{'0' * 32}-x.drv", f"/realisations/sha256:{'0' * 64}!out.doi"):
+    for url in (
+        *(f"/{'0' * 32}.ls", f"/log/{'0' * 32}-x.drv", f"/realisations/sha256:{'0' * 64}!out.doi"),
+        f"/debuginfo/{'0' * 40}.debug",
+    ):
         for body in (small, iter([small])):
             assert "max_small_file_bytes" in refused(cache.http.put(url, content=body), 413)
         packed = COMPRESSORS["zstd"](bytes(1 << 20))
@@ -193,6 +196,13 @@ def test_names_of_nars(cache: Served, name: str) -> None:
         "/realisations/..%2fx.doi",
         "/realisations/sha256:00!../x.doi",
         "/realisations/x",
+        "/debuginfo/..%2f..%2ftmp%2fx.debug",
+        "/debuginfo/" + "0" * 40 + "%2f..%2fx.debug",
+        "/debuginfo/" + "0" * 40 + ".debug%00",
+        "/debuginfo/" + "0" * 40 + ".other",
+        "/debuginfo/" + "0" * 15,
+        "/debuginfo/" + "F" * 40,
+        "/debuginfo/",
         "/..%2fx.narinfo",
         "/%2e%2e/" + "0" * 32 + ".narinfo",
         "//" + "0" * 32 + ".narinfo",

@@ -9,7 +9,9 @@ import re
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,9 @@ from tests.http_cache.serving import SECONDS, Served, all_of, process, serving, 
 from tests.store.helpers import encoded, everything
 
 QUICK = {"idle_seconds": 0.3}
+LOG = f"/log/{'0' * 32}-x.drv"
+UNSEEN = f"/log/{'1' * 32}-x.drv"
+"""What nobody here manages to store."""
 GET = b"GET /nix-cache-info HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -114,6 +119,77 @@ def test_other_protocols(cache: Served, protocol: bytes) -> None:
     answer = cache.raw(GET.replace(b"host", upgrade + b"host"))
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert cache.is_fine()
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 5", b"transfer-encoding: chunked"])
+def test_a_change_of_protocol_with_a_body(cache: Served, framing: bytes) -> None:
+    """The parser would take the body for that protocol, and nothing would be stored by its name."""
+    body = b"5\r\nhello\r\n0\r\n\r\n" if b"chunked" in framing else b"hello"
+    head = f"PUT {UNSEEN} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n".encode()
+    assert status_of(cache.raw(head + framing + b"\r\n\r\n" + body)) == 400
+    assert cache.http.get(UNSEEN).status_code == 404
+
+
+def test_nobody_waits_after_a_change_of_protocol(cache: Served) -> None:
+    """What follows is not understood any more, so the client is told to begin anew."""
+    answer = cache.raw(GET.replace(b"host", b"connection: upgrade\r\nupgrade: h2c\r\nhost") + GET)
+    assert answer.count(b"HTTP/1.1 200 ") == 1
+    assert b"connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    "coding",
+    [b"gzip, chunked", b"gzip\r\ntransfer-encoding: chunked", b"identity", b"chunked, chunked", b"x"],
+)
+def test_transfers_in_another_form(cache: Served, coding: bytes) -> None:
+    """They would be stored in that form."""
+    head = f"PUT {UNSEEN} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: ".encode()
+    answer = cache.raw(head + coding + b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + GET)
+    assert not answer or status_of(answer) in (400, 501)
+    assert cache.http.get(UNSEEN).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"transfer-encoding: chunked\r\ncontent-length: 5",
+        b"content-length: 5\r\ntransfer-encoding: chunked",
+        b"content-length: 5\r\ncontent-length: 5",
+        b"content-length: 5, 5",
+        b"content-length: +5",
+        b"content-length: 99999999999999999999999999",
+        b"content-length : 5",
+        b"content-length:\r\n 5",
+        b"transfer-encoding:\x0bchunked",
+        b"x: a\rcontent-length: 5",
+        b"x: \0\r\ncontent-length: 5",
+        b"host: y\r\ncontent-length: 5",
+        b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\ncontent-length: 9",
+    ],
+)
+def test_what_others_may_read_in_another_way(cache: Served, head: bytes) -> None:
+    """A request in a body, say, which a proxy before us did not see. Nothing of it is done."""
+    inner = f"PUT {UNSEEN} HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx".encode()
+    answer = cache.raw(f"PUT {UNSEEN} HTTP/1.1\r\nhost: x\r\n".encode() + head + b"\r\n\r\n0\r\n\r\n" + inner)
+    assert not answer or status_of(answer) == 400
+    assert cache.http.get(UNSEEN).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_request_in_the_body_of_one_that_has_none(cache: Served, method: str) -> None:
+    inner = f"PUT {UNSEEN} HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx".encode()
+    head = f"{method} /nix-cache-info HTTP/1.1\r\nhost: x\r\ncontent-length: {len(inner)}\r\n\r\n"
+    answer = cache.raw(head.encode() + inner)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert cache.http.get(UNSEEN).status_code == 404
+
+
+def test_nothing_is_done_behind_the_last_request(cache: Served) -> None:
+    inner = f"PUT {UNSEEN} HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx".encode()
+    answer = cache.raw(GET.replace(b"host", b"connection: close\r\nhost") + inner)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert cache.http.get(UNSEEN).status_code == 404
 
 
 def test_heads_that_are_too_long(cache: Served) -> None:
@@ -268,6 +344,18 @@ def test_a_client_that_does_not_read(impatient: Served, large: str, encoding: st
         assert len(all_of(connection)) < len(LARGE)
 
 
+def test_half_an_answer_does_not_pass_for_all_of_it(impatient: Served, large: str) -> None:
+    """Also where the end of the connection is the end of the answer."""
+    nar = encoded(file_events(LARGE))
+    with impatient.connect() as connection:
+        connection.sendall(f"GET {nar_url(nar)}.zst HTTP/1.0\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        until(lambda: impatient.metric("neve_http_active_requests") == 1)
+        received = iter(partial(connection.recv, 65536), b"")
+        with pytest.raises(ConnectionResetError):
+            deque(received, maxlen=0)
+
+
 def test_a_page_that_takes_its_time(services: Services) -> None:
     """It is not the client who does nothing."""
 
@@ -277,9 +365,6 @@ def test_a_page_that_takes_its_time(services: Services) -> None:
 
     with serving(services, limits=QUICK, pages=[Route("/slow", slow)]) as cache:
         assert cache.http.get("/slow").text == "slow"
-
-
-LOG = f"/log/{'0' * 32}-x.drv"
 
 
 def test_a_log_for_a_slow_client(impatient: Served) -> None:

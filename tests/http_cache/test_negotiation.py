@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from neve.http_cache.negotiation import GZIP, IDENTITY, ZSTD, chosen_encoding, is_known, range_applies
+from neve.http_cache.negotiation import (
+    GZIP,
+    IDENTITY,
+    ZSTD,
+    chosen_encoding,
+    is_known,
+    is_wanted,
+    range_applies,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +62,18 @@ def test_encodings(header: str | None, expected: str) -> None:
 def test_what_the_client_has(header: str | None, known: bool) -> None:
     assert is_known(header, '"a"') is known
     assert is_known(header, 'W/"a"') is known
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted"),
+    [
+        *((header, True) for header in (None, "*", '"a"', '"b", "a"', 'W/"b","a"')),
+        *((header, False) for header in ("", '"b"', 'W/"a"', "a", 'W/"a", "b"')),
+    ],
+)
+def test_what_the_client_wants(header: str | None, wanted: bool) -> None:
+    assert is_wanted(header, '"a"') is wanted
+    assert is_wanted(header, 'W/"a"') is (header in (None, "*"))
 
 
 def test_ranges_of_what_it_has_a_part_of() -> None:

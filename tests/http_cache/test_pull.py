@@ -286,6 +286,29 @@ def test_old_clients_get_it_plain(cache: Served, url: str) -> None:
     assert body == NAR
 
 
+def test_something_else_than_the_client_wants(cache: Served, url: str) -> None:
+    tag = cache.http.head(url).headers["etag"]
+    for method in ("GET", "HEAD"):
+        assert cache.http.request(method, url, headers={"if-match": tag}).status_code == 200
+        answer = cache.http.request(method, url, headers={"if-match": '"x"', "range": "bytes=0-5"})
+        assert answer.status_code == 412
+
+
+@pytest.mark.parametrize("version", ["1.0", "0.9", "2.0"])
+def test_they_get_no_chunks(cache: Served, path_info: PathInfo, version: str) -> None:
+    """Where nobody knows the length beforehand, either."""
+    for path in (f"/{base32.encode(path_info.digest)}.ls", f"/nar/{base32.encode(sha256(NAR))}.nar.zst"):
+        expected = cache.http.get(path).content
+        answer = cache.raw(f"GET {path} HTTP/{version}\r\nconnection: keep-alive\r\n\r\n".encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in head
+        assert b"transfer-encoding" not in head
+        assert body == expected
+        answer = cache.raw(f"HEAD {path} HTTP/{version}\r\n\r\n".encode())
+        assert answer.partition(b"\r\n\r\n")[2] == b""
+
+
 def test_what_the_client_has_is_not_sent_again(cache: Served, url: str) -> None:
     for encoding in ("identity", "zstd", "gzip"):
         headers = {"accept-encoding": encoding}
@@ -401,6 +424,8 @@ def test_a_listing(cache: Served, path_info: PathInfo) -> None:
         "/log/%00",
         "/log//etc/passwd",
         "/realisations/..%2f..%2fx.doi",
+        "/debuginfo/..%2f..%2fetc%2fpasswd",
+        "/debuginfo/%00",
         "/%00.narinfo",
         "/%ff%fe.narinfo",
         "//etc/passwd",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from neve.castore.digest import b3_digest
 from neve.http_cache.packing import COMPRESSORS as PACKED
 from neve.nix import base32
 from neve.nix.compression import COMPRESSIONS, SUFFIXES, decompressed
@@ -228,6 +229,34 @@ def test_a_path_that_is_there_with_other_references(cache: Served, services: Ser
     assert put_narinfo(cache.http, what).status_code == 200
 
 
+def test_what_is_stored_gets_no_signature_of_something_else(services: Services) -> None:
+    """Signatures cover references."""
+    needed, what = sample("needed"), sample("needs")
+    known = stored(services, what)
+    with serving(services, secret_key=OURS.render()) as cache:
+        push(cache.http, needed)
+        assert put_narinfo(cache.http, what, references=(needed.path,)).status_code == 409
+    assert services.path_infos.get(known.digest) == known
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd", "xz"])
+def test_a_nar_of_which_a_part_is_lost(cache: Served, services: Services, compression: str) -> None:
+    """Whoever asks is told to upload it again, and it is no path before that."""
+    what = sample("part")
+    file = what.file(compression)
+    url = nar_url(file, compression)
+    for _ in range(2):
+        assert cache.http.put(url, content=file).status_code == 201
+        assert cache.http.head(url).status_code == 200
+        services.blobs.delete_many([b3_digest(b"part")])
+        assert cache.http.head(url).status_code == 404
+        answer = put_narinfo(cache.http, what)
+        assert answer.status_code == 400
+        assert "upload it before" in answer.text
+    push(cache.http, what, compression)
+    pulled(cache, what)
+
+
 def test_two_caches_over_one_store(services: Services, tmp_path: Path) -> None:
     """The NAR comes to one, its narinfo to the other; a third serves them."""
     other = open_services(f"local://{tmp_path}/store")
@@ -264,6 +293,7 @@ def test_many_at_once(services: Services) -> None:
 
 DERIVATION = f"{base32.encode(bytes(20))}-hello.drv"
 REALISATION = f"sha256:{bytes(32).hex()}!out.doi"
+BUILD_ID = "4f0ba1e5" * 5
 
 
 @pytest.mark.parametrize(
@@ -271,6 +301,7 @@ REALISATION = f"sha256:{bytes(32).hex()}!out.doi"
     [
         (f"/log/{DERIVATION}", "text/plain; charset=utf-8"),
         (f"/realisations/{REALISATION}", "application/json"),
+        (f"/debuginfo/{BUILD_ID}.debug", "application/json"),
     ],
 )
 def test_small_files(cache: Served, url: str, media_type: str) -> None:
@@ -285,6 +316,17 @@ def test_small_files(cache: Served, url: str, media_type: str) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "sandbox" in answer.headers["content-security-policy"]
         assert cache.http.head(url).headers["content-length"] == str(len(contents))
+
+
+def test_debugging_symbols_by_either_name(cache: Served) -> None:
+    """Nix uploads by one, and asks for it first; whoever looks for them may use the other."""
+    link = b'{"archive":"../nar/x.nar.xz","member":"lib/debug/.build-id/4f/0ba1e5.debug"}'
+    url = f"/debuginfo/{BUILD_ID}"
+    assert cache.http.head(f"{url}.debug").status_code == 404
+    assert cache.http.put(f"{url}.debug", content=link).status_code == 201
+    for name in (url, f"{url}.debug"):
+        assert cache.http.head(name).status_code == 200
+        assert cache.http.get(name).content == link
 
 
 def test_small_files_are_durable(cache: Served, tmp_path: Path) -> None:

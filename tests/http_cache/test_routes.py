@@ -33,6 +33,8 @@ SHA256 = bytes(range(32))
         ("/log/x-y.drv", ("log", "x-y.drv")),
         ("/log/", ("log", "")),
         ("/realisations/sha256:00!out.doi", ("realisation", "sha256:00!out.doi")),
+        ("/debuginfo/00ff.debug", ("debuginfo", "00ff.debug")),
+        ("/debuginfo/../x", ("debuginfo", "../x")),
         ("/metrics", ("metrics", "")),
         ("/healthz", ("ready", "")),
         ("/healthz/live", ("alive", "")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def uploads(cache: Served, headers: dict[str, str]) -> list[int]:
     urls = (
         *(nar_url(what.nar), what.narinfo_url, f"/{what.digest}.ls"),
         *(f"/log/{what.digest}-x.drv", f"/realisations/sha256:{'0' * 64}!out.doi"),
+        f"/debuginfo/{'0' * 40}.debug",
     )
     return [cache.http.put(url, content=what.nar, headers=headers).status_code for url in urls]
 
@@ -204,7 +206,7 @@ def test_uploads_without_the_right(
 ) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     with serving(services, token_file=str(token_file), insecure_allow_upload=False) as cache:
-        assert uploads(cache, headers) == [status] * 5
+        assert uploads(cache, headers) == [status] * 6
         answer = cache.http.put("/nar/x.nar", content=b"", headers=headers)
         assert answer.text.count("\n") == 1
         if status == 401:
@@ -238,6 +240,30 @@ def test_a_token_that_is_taken_back(services: Services, token_file: Path) -> Non
         assert cache.http.put(url, content=b"", headers=headers).status_code == 401
 
 
+def test_a_file_that_takes_its_time_holds_up_nobody_else(services: Services, token_file: Path) -> None:
+    headers = {"authorization": f"Bearer {WRITER}"}
+    url, answers = f"/log/{'0' * 32}-x.drv", []
+    with serving(services, token_file=str(token_file), insecure_allow_upload=False) as cache:
+
+        def upload() -> None:
+            with client_of(cache.url, headers=headers) as http:
+                answers.append(http.put(url, content=b"").status_code)
+
+        # Whoever opens it to read waits for somebody who writes.
+        os.mkfifo(token_file.with_suffix(".new"))
+        token_file.with_suffix(".new").rename(token_file)
+        thread = threading.Thread(target=upload)
+        thread.start()
+        try:
+            with token_file.open("w") as file:  # From here on, it is being read.
+                assert cache.is_fine()
+                assert answers == []
+                file.write(f"{WRITER_LINE}\n")
+        finally:
+            thread.join()
+    assert answers == [201]
+
+
 def test_a_private_cache(services: Services, token_file: Path) -> None:
     what = sample("private")
     with serving(services, token_file=str(token_file), private=True, insecure_allow_upload=False) as cache:
@@ -260,9 +286,9 @@ def test_a_private_cache(services: Services, token_file: Path) -> None:
 def test_nobody_uploads_where_nobody_may(services: Services, token_file: Path) -> None:
     headers = {"authorization": f"Bearer {WRITER}"}
     with serving(services, insecure_allow_upload=False) as cache:
-        assert uploads(cache, headers) == [403] * 5
+        assert uploads(cache, headers) == [403] * 6
     with serving(services, read_only=True, token_file=str(token_file), insecure_allow_upload=False) as cache:
-        assert uploads(cache, headers) == [403] * 5
+        assert uploads(cache, headers) == [403] * 6
         assert "read-only" in cache.http.put("/nar/x.nar", content=b"", headers=headers).text
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 
 from neve.http_cache.tokens import PULL, PUSH, generate
@@ -219,6 +221,25 @@ def test_a_listing_is_the_one_that_nix_writes(source: tuple[Nix, list[str]], nix
         assert len(listings) == 5
         for each in listings:
             assert cache.http.get(f"/{each.name}").json() == json.loads(each.read_text())
+    services.close()
+
+
+def test_links_to_debugging_symbols(nix: Nix, tmp_path: Path) -> None:
+    """They lead to the very file that was uploaded."""
+    symbols = tmp_path / "symbols/lib/debug/.build-id/4f"
+    symbols.mkdir(parents=True)
+    (symbols / f"{'0ba1e5' * 6}00.debug").write_bytes(b"ELF" * 1000)
+    services = memory_services()
+    with serving(services) as cache:
+        path = nix("nix", "store", "add-path", "--store", nix.url, tmp_path / "symbols")
+        command = ("nix", "--store", nix.url, "copy", "--to", f"{cache.url}?index-debug-info=true", path)
+        nix(*command)
+        build_id = f"4f{'0ba1e5' * 6}00"
+        link = cache.http.get(f"/debuginfo/{build_id}").json()
+        assert link == cache.http.get(f"/debuginfo/{build_id}.debug").json()
+        assert link["member"] == f"lib/debug/.build-id/4f/{build_id[2:]}.debug"
+        file = cache.http.get(str(httpx.URL(f"{cache.url}/debuginfo/").join(link["archive"])))
+        assert lzma.decompress(file.content) == dumped(nix, path)
     services.close()
 
 

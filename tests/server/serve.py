@@ -19,6 +19,7 @@ from typing import Any
 from neve.server.limits import Limits
 from neve.server.process import serve
 from neve.server.settings import Endpoint, Settings
+from neve.serving.process import Course
 from neve.serving.stopping import Stop, stop_signals
 from neve.store.services import open_services
 
@@ -97,9 +98,11 @@ def _main(store: str, socket: str, limits: str) -> None:
             services,
             [Endpoint(f"unix:{socket}", admin=True)],
             Settings(limits=Limits(**json.loads(limits)), grace=2),
-            stop,
-            ready=lambda: print(f"ready {os.getpid()}", flush=True),
-            stopping=lambda: None,
+            Course(
+                stop=stop,
+                ready=lambda: print(f"ready {os.getpid()}", flush=True),
+                stopping=lambda: None,
+            ),
         )
     services.close()
 

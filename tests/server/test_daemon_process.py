@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -428,6 +430,40 @@ def test_client_certificates(daemon: Start, certificates: Certificates, tmp_path
         assert refusal(address, credentials) is grpc.StatusCode.UNAVAILABLE
     assert running.end() == 0
     assert all(line.startswith("neve: ") for line in running.log), running.log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_certificates_are_renewed(
+    daemon: Start, certificates: Certificates, tmp_path: Path, workers: int
+) -> None:
+    """One file after the other, so that for a moment they do not belong together."""
+    (tmp_path / "others").mkdir()
+    others = make_certificates(tmp_path / "others")
+    live = [tmp_path / "live.pem", tmp_path / "live.key", tmp_path / "ca.pem"]
+
+    def renew(source: Certificates) -> list[Callable[[], object]]:
+        files = (source.server_certificate, source.server_key, source.ca)
+        return [partial(shutil.copy, file, path) for file, path in zip(files, live, strict=True)]
+
+    def is_let_in(source: Certificates) -> bool:
+        """By all workers, most likely."""
+        return all(is_healthy(address, source.channel_credentials()) for _ in range(3 * workers))
+
+    for step in renew(certificates):
+        step()
+    options = [f"--tls-cert={live[0]}", f"--tls-key={live[1]}", f"--tls-client-ca={live[2]}"]
+    running = daemon("-l", "localhost:0", *options, "--workers", str(workers))
+    address = running.address()
+    assert is_let_in(certificates)
+    first, *rest = renew(others)
+    first()
+    assert is_let_in(certificates)
+    running.says(r"--tls-key .* does not belong to the certificate .*; what was known before stays")
+    for step in rest:
+        step()
+    assert is_let_in(others)
+    assert refusal(address, certificates.channel_credentials()) is grpc.StatusCode.UNAVAILABLE
+    assert running.end() == 0
 
 
 def test_from_outside(daemon: Start, certificates: Certificates) -> None:

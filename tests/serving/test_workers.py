@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from neve.errors import InvalidRequest, Unavailable
+from neve.errors import Unavailable
 from neve.server.limits import Limits
 from neve.server.settings import Endpoint, Settings, from_json, to_json
 from neve.serving import workers as module
 from neve.serving.tls import Tls
-from neve.serving.workers import Worker, Workers, check_shareable
+from neve.serving.workers import Worker, Workers
 from tests.logged import logged
 
 # A worker that does as its configuration says, and writes down what it is told.
@@ -282,10 +282,3 @@ def test_settings_travel() -> None:
     ):
         document = json.loads(json.dumps(to_json(settings, endpoints)))
         assert from_json(document) == (settings, endpoints)
-
-
-def test_stores_that_workers_can_share() -> None:
-    check_shareable(["local:///srv/neve", "local:///srv/neve?mode=ro", "grpc+unix:///run/neve.sock"])
-    for url in ("memory://", "local://", "local://?directory-size-rule=snix"):
-        with pytest.raises(InvalidRequest, match="cannot be shared by several workers"):
-            check_shareable(["local:///srv/neve", url])

@@ -250,7 +250,8 @@ def test_without_that_far_is_asked_each_time() -> None:
     assert far.asked == [bytes(20)] * 3
 
 
-def test_far_is_asked_once_however_many_ask() -> None:
+@pytest.mark.parametrize("describe", [False, True])
+def test_far_is_asked_once_however_many_ask(describe: bool) -> None:
     going, go_on = threading.Event(), threading.Event()
 
     class Slow(Far):
@@ -262,8 +263,9 @@ def test_far_is_asked_once_however_many_ask() -> None:
     far = Slow()
     info = far.put(path_info("p"))
     service = CachedPathInfoService(MemoryPathInfoService(), far)
+    ask = service.describe if describe else service.get
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(service.get, info.digest) for _ in range(8)]
+        answers = [pool.submit(ask, info.digest) for _ in range(8)]
         assert going.wait(60)
         go_on.set()
         assert [answer.result() for answer in answers] == [info] * 8

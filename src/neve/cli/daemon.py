@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,20 +11,20 @@ import click
 from neve.cli.options import StoreOptions, store_options
 from neve.cli.server_options import (
     FILE,
-    OWNER_AND_GROUP,
     OWNER_ONLY,
-    GroupType,
     LimitsCommand,
     ModeType,
-    check_listen,
     chosen_limits,
+    chosen_tls,
+    listen_option,
     opened_services,
     services_of_worker,
+    serving_options,
     shown_size,
+    socket_access,
     worker_command,
-    workers_option,
+    worker_start,
 )
-from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
     from neve.server.daemon import DaemonOptions
@@ -53,59 +52,27 @@ LIMIT_HELP = {
 
 class _DaemonCommand(LimitsCommand):
     limit_help = LIMIT_HELP
-
-    def limits(self) -> Limits:
-        from neve.server.limits import Limits
-
-        return Limits()
+    limits_module = "neve.server.limits"
 
 
 @click.command(cls=_DaemonCommand)
-@click.option(
-    "-l",
-    "--listen",
-    metavar="ADDR",
-    multiple=True,
-    callback=check_listen,
-    help="Where to listen: host:port, unix:/path or /path, sd-listen (sockets from systemd; sd-listen:NAME "
-    "for those of one name). May be repeated.  [default: [::1]:8000]",
+@serving_options("[::1]:8000", "calls")
+@listen_option(
+    "--admin-listen", text="The same for those who may also administer: list, delete, verify, count."
 )
-@click.option(
-    "--admin-listen",
-    metavar="ADDR",
-    multiple=True,
-    callback=check_listen,
-    help="The same for those who may also administer: list, delete, verify, count.",
-)
-@workers_option
-@click.option(
-    "--socket-mode",
-    type=ModeType(),
-    help="Permission bits of sockets.  [default: 0600, with --socket-group 0660]",
-)
-@click.option("--socket-group", type=GroupType(), metavar="GROUP", help="Group of sockets.")
 @click.option(
     "--admin-socket-mode",
     type=ModeType(),
     help="Permission bits of sockets of --admin-listen.  [default: 0600]",
 )
-@click.option("--read-only", is_flag=True, help="Take nothing in.")
 @click.option(
     "--insecure", is_flag=True, help="Let everybody in who reaches an address; not on --admin-listen."
 )
-@click.option("--tls-cert", type=FILE, metavar="FILE", help="Certificate, with its chain. TLS on all of TCP.")
-@click.option("--tls-key", type=FILE, metavar="FILE", help="Its key, not encrypted.")
-@click.option("--tls-client-ca", type=FILE, metavar="FILE", help="Who signs the certificates of clients.")
 @click.option(
-    "--tls-admin-ca", type=FILE, metavar="FILE", help="The same for --admin-listen, needed there over TCP."
-)
-@click.option(
-    "--grace",
-    type=click.FloatRange(min=0, max=86400),
-    metavar="SECONDS",
-    default=30,
-    show_default=True,
-    help="How long calls in flight may take when the daemon is told to stop.",
+    "--tls-admin-ca",
+    type=FILE,
+    metavar="FILE",
+    help="--tls-client-ca of --admin-listen, needed there over TCP.",
 )
 @store_options
 @click.pass_context
@@ -120,18 +87,11 @@ def daemon(context: click.Context, /, store: StoreOptions, **options: Any) -> No
       neve daemon -l unix:/run/neve.sock --socket-group nixbld
       neve daemon --workers 4 -l '[::]:8000' --tls-cert cert.pem --tls-key key.pem --tls-client-ca ca.pem
     """
-    from neve.server.daemon import WorkerStart, run_daemon
-    from neve.serving.workers import check_shareable
+    from neve.server.daemon import run_daemon
 
     chosen = _options(options)
     write = not chosen.settings.read_only
-    if chosen.workers > 1:
-        services = (store.blob_service, store.directory_service, store.path_info_service)
-        check_shareable([service or store.url for service in services])
-    worker = WorkerStart(
-        command=worker_command(context.find_root().params, _WORKER_COMMAND),
-        store={**dataclasses.asdict(store), "write": write},
-    )
+    worker = worker_start(context, store, chosen.workers, _WORKER_COMMAND, write=write)
     run_daemon(chosen, os.environ, lambda: opened_services(store, write=write), worker)
 
 
@@ -141,25 +101,15 @@ def _options(values: Mapping[str, Any]) -> DaemonOptions:
     from neve.server.listen import ListenOptions
     from neve.server.settings import Settings
     from neve.serving.addresses import DEFAULT_ADDRESS
-    from neve.serving.tls import TlsFiles, read_tls
 
-    files = TlsFiles(
-        certificate=values["tls_cert"],
-        key=values["tls_key"],
-        client_ca=values["tls_client_ca"],
-        admin_ca=values["tls_admin_ca"],
-    )
-    tls = read_tls(files)
-    group = values["socket_group"]
-    default_mode = OWNER_ONLY if group is None else OWNER_AND_GROUP
+    tls = chosen_tls(values)
     listen = ListenOptions(
         addresses=values["listen"] or (DEFAULT_ADDRESS,),
         admin_addresses=values["admin_listen"],
-        socket_mode=default_mode if values["socket_mode"] is None else values["socket_mode"],
         admin_socket_mode=OWNER_ONLY if values["admin_socket_mode"] is None else values["admin_socket_mode"],
-        socket_group=group,
         insecure=values["insecure"],
         tls=tls,
+        **socket_access(values),
     )
     settings = Settings(
         limits=_limits(values), read_only=values["read_only"], grace=float(values["grace"]), tls=tls
@@ -179,16 +129,10 @@ def _limits(values: Mapping[str, Any]) -> Limits:
     return limits
 
 
-@click.command(_WORKER_COMMAND, hidden=True)
-def daemon_worker() -> None:
-    """Serve as one of several processes; started by `neve daemon`, which says over a pipe what to do.
-
-    \b
-    Example:
-      neve daemon --workers 4
-    """
+def _serve_as_worker() -> bool:
     from neve.server.process import serve_as_worker
 
-    LOGGER.debug("worker %d starts", os.getpid())
-    if not serve_as_worker(services_of_worker):
-        raise click.exceptions.Exit(1)
+    return serve_as_worker(services_of_worker)
+
+
+daemon_worker = worker_command(_WORKER_COMMAND, "daemon", _serve_as_worker)

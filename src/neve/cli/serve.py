@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
@@ -14,25 +12,21 @@ import click
 from neve.cli.options import StoreOptions, store_options
 from neve.cli.server_options import (
     FILE,
-    OWNER_AND_GROUP,
-    OWNER_ONLY,
-    GroupType,
     LimitsCommand,
-    ModeType,
-    check_listen,
     chosen_limits,
+    chosen_tls,
     opened_services,
     services_of_worker,
+    serving_options,
+    socket_access,
     worker_command,
-    workers_option,
+    worker_start,
 )
 from neve.errors import InvalidRequest, Unsupported
-from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
-    from neve.http_cache.limits import Limits
     from neve.http_cache.run import CacheOptions
     from neve.http_cache.settings import Settings
     from neve.store.services import Services
@@ -44,7 +38,7 @@ _NEEDED = ("httptools", "jinja2", "prometheus_client", "starlette", "uvicorn")
 
 LIMIT_HELP = {
     "max_nar_bytes": "Longest NAR in an upload, packed or not, and longest whose hash is calculated.",
-    "max_small_file_bytes": "Longest log, listing or realisation in an upload.",
+    "max_small_file_bytes": "Longest log, listing, realisation or link to debugging symbols in an upload.",
     "max_held_bytes": "Small files that a process holds in memory at once, to store or to send them.",
     "max_uploads": "NARs that a process takes in at once; others wait for their turn.",
     "max_open_nars": "NARs that a process renders ahead of what is sent, some 8 MiB each.",
@@ -57,24 +51,11 @@ LIMIT_HELP = {
 
 class _ServeCommand(LimitsCommand):
     limit_help = LIMIT_HELP
-
-    def limits(self) -> Limits:
-        from neve.http_cache.limits import Limits
-
-        return Limits()
+    limits_module = "neve.http_cache.limits"
 
 
 @click.command(cls=_ServeCommand)
-@click.option(
-    "-l",
-    "--listen",
-    metavar="ADDR",
-    multiple=True,
-    callback=check_listen,
-    help="Where to listen: host:port, unix:/path or /path, sd-listen (sockets from systemd; sd-listen:NAME "
-    "for those of one name). May be repeated.  [default: [::1]:8080]",
-)
-@workers_option
+@serving_options("[::1]:8080", "requests")
 @click.option("--name", default="neve", show_default=True, help="What people call this cache.")
 @click.option("--url", metavar="URL", help="Its address as people see it.  [default: as they asked for it]")
 @click.option(
@@ -114,26 +95,6 @@ class _ServeCommand(LimitsCommand):
 @click.option("--token-file", type=FILE, metavar="FILE", help="Who may pull and push; see: neve token --help")
 @click.option("--private", is_flag=True, help="Let only those pull who have a token.")
 @click.option("--insecure-allow-upload", is_flag=True, help="Let everybody push who reaches an address.")
-@click.option("--read-only", is_flag=True, help="Take nothing in.")
-@click.option(
-    "--socket-mode",
-    type=ModeType(),
-    help="Permission bits of sockets.  [default: 0600, with --socket-group 0660]",
-)
-@click.option("--socket-group", type=GroupType(), metavar="GROUP", help="Group of sockets.")
-@click.option("--tls-cert", type=FILE, metavar="FILE", help="Certificate, with its chain. TLS on all of TCP.")
-@click.option("--tls-key", type=FILE, metavar="FILE", help="Its key, not encrypted.")
-@click.option(
-    "--tls-client-ca", type=FILE, metavar="FILE", help="Who signs the certificates that clients must show."
-)
-@click.option(
-    "--grace",
-    type=click.FloatRange(min=0, max=86400),
-    metavar="SECONDS",
-    default=30,
-    show_default=True,
-    help="How long requests in flight may take when the cache is told to stop.",
-)
 @store_options
 @click.pass_context
 def serve(context: click.Context, /, store: StoreOptions, **options: Any) -> None:
@@ -148,34 +109,21 @@ def serve(context: click.Context, /, store: StoreOptions, **options: Any) -> Non
       nix copy --to http://localhost:8080 ./result
     """
     _check_installed()
-    from neve.http_cache.run import WorkerStart, run_cache
-    from neve.serving.workers import check_shareable
+    from neve.http_cache.run import run_cache
 
     chosen = _options(options)
     write = not chosen.settings.read_only
-    if chosen.workers > 1:
-        services = (store.blob_service, store.directory_service, store.path_info_service)
-        check_shareable([service or store.url for service in services])
-    worker = WorkerStart(
-        command=worker_command(context.find_root().params, _WORKER_COMMAND),
-        store={**dataclasses.asdict(store), "write": write},
-    )
+    worker = worker_start(context, store, chosen.workers, _WORKER_COMMAND, write=write)
     run_cache(chosen, os.environ, lambda: opened_services(store, write=write), _pages, worker)
 
 
-@click.command(_WORKER_COMMAND, hidden=True)
-def serve_worker() -> None:
-    """Serve as one of several processes; started by `neve serve`, which says over a pipe what to do.
-
-    \b
-    Example:
-      neve serve --workers 4
-    """
+def _serve_as_worker() -> bool:
     from neve.http_cache.process import serve_as_worker
 
-    LOGGER.debug("worker %d starts", os.getpid())
-    if not serve_as_worker(services_of_worker, _pages):
-        raise click.exceptions.Exit(1)
+    return serve_as_worker(services_of_worker, _pages)
+
+
+serve_worker = worker_command(_WORKER_COMMAND, "serve", _serve_as_worker)
 
 
 def _check_installed() -> None:
@@ -200,13 +148,7 @@ def _options(values: Mapping[str, Any]) -> CacheOptions:
     from neve.http_cache.listen import DEFAULT_ADDRESS, ListenOptions
     from neve.http_cache.run import CacheOptions
 
-    group = values["socket_group"]
-    default_mode = OWNER_ONLY if group is None else OWNER_AND_GROUP
-    listen = ListenOptions(
-        addresses=values["listen"] or (DEFAULT_ADDRESS,),
-        socket_mode=default_mode if values["socket_mode"] is None else values["socket_mode"],
-        socket_group=group,
-    )
+    listen = ListenOptions(addresses=values["listen"] or (DEFAULT_ADDRESS,), **socket_access(values))
     return CacheOptions(listen=listen, settings=_settings(values), workers=values["workers"])
 
 
@@ -215,24 +157,17 @@ def _settings(values: Mapping[str, Any]) -> Settings:
     from neve.http_cache.settings import Settings
 
     _check_combinations(values)
-    _check_files(values)
     same = ("name", "url", "priority", "narinfo_compression", "require_signatures", "private")
     return Settings(
         **{name: values[name] for name in (*same, "insecure_allow_upload", "read_only")},
         limits=chosen_limits(Limits(), values),
-        token_file=_absolute(values["token_file"]),
+        token_file=_token_file(values["token_file"]),
         secret_key=_secret_key(values["sign_key"]),
         trusted_keys=_public_keys("--trusted-public-key", values["trusted_keys"]),
         upstream_keys=_public_keys("--skip-signed-by", values["upstream_keys"]),
         grace=float(values["grace"]),
-        tls_certificate=_absolute(values["tls_cert"]),
-        tls_key=_absolute(values["tls_key"]),
-        tls_client_ca=_absolute(values["tls_client_ca"]),
+        tls=chosen_tls(values),
     )
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(path)
 
 
 def _check_combinations(values: Mapping[str, Any]) -> None:
@@ -244,16 +179,14 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
         raise click.UsageError("--require-signatures needs a --trusted-public-key or --sign-key")
 
 
-def _check_files(values: Mapping[str, Any]) -> None:
+def _token_file(path: str | None) -> str | None:
     """What processes will read again: what is wrong with it is told now, and once."""
     from neve.http_cache.tokens import TokenFile
-    from neve.serving.tls import TlsFiles, read_tls
 
-    read_tls(
-        TlsFiles(certificate=values["tls_cert"], key=values["tls_key"], client_ca=values["tls_client_ca"])
-    )
-    if values["token_file"] is not None:
-        TokenFile(values["token_file"])
+    if path is None:
+        return None
+    TokenFile(path)
+    return os.path.abspath(path)
 
 
 def _secret_key(path: str | None) -> str | None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import grp
+import importlib
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
 from neve.errors import InvalidRequest
+from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from neve.cli.options import StoreOptions
+    from neve.serving.main import WorkerStart
+    from neve.serving.tls import Tls
     from neve.store.services import Services
 
     _SizeBase = click.ParamType[int]
@@ -95,17 +100,15 @@ def shown_size(size: int) -> str:
 class LimitsCommand(click.Command):
     """Has the options of limits too; what they are is looked up when somebody asks."""
 
+    limits_module: ClassVar[str]
+    """Where ``Limits`` are: a dataclass of numbers, with their defaults."""
     limit_help: ClassVar[Mapping[str, str]] = {}
     _complete = False
-
-    def limits(self) -> DataclassInstance:
-        """The limits, with their defaults: a dataclass of numbers."""
-        raise NotImplementedError
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self._complete:
             self._complete = True
-            limits = self.limits()
+            limits = importlib.import_module(self.limits_module).Limits()
             self.params += [
                 _limit_option(field.name, getattr(limits, field.name), self.limit_help)
                 for field in dataclasses.fields(limits)
@@ -130,10 +133,9 @@ def chosen_limits(defaults: Limits, values: Mapping[str, Any]) -> Limits:
     return dataclasses.replace(defaults, **{name: values[name] for name in names if values[name] is not None})
 
 
-def check_listen(
+def _check_listen(
     _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The callback of an option that takes addresses to listen on."""
     from neve.serving.addresses import parse_listen_address
 
     for value in values:
@@ -144,23 +146,125 @@ def check_listen(
     return values
 
 
-def workers_option(function: Command) -> Command:
-    """Adds ``--workers``."""
-    option = click.option(
-        "--workers",
-        type=click.IntRange(min=1, max=1000),
-        default=1,
-        show_default=True,
-        help="Processes to serve with.",
+def listen_option(*names: str, text: str) -> Callable[[Command], Command]:
+    """An option that takes addresses to listen on."""
+    return click.option(*names, metavar="ADDR", multiple=True, callback=_check_listen, help=text)
+
+
+_TLS_OPTIONS = (
+    click.option(
+        "--tls-cert", type=FILE, metavar="FILE", help="Certificate, with its chain. TLS on all of TCP."
+    ),
+    click.option("--tls-key", type=FILE, metavar="FILE", help="Its key, not encrypted."),
+    click.option(
+        "--tls-client-ca",
+        type=FILE,
+        metavar="FILE",
+        help="Who signs the certificates that clients must show.",
+    ),
+)
+
+
+def serving_options(default_address: str, in_flight: str) -> Callable[[Command], Command]:
+    """Adds what every server has: where to listen, with how many processes, and how long those whose
+    requests (``in_flight``) are under way have in the end."""
+    where = (
+        "Where to listen: host:port, unix:/path or /path, sd-listen (sockets from systemd; sd-listen:NAME "
+        f"for those of one name). May be repeated.  [default: {default_address}]"
     )
-    return option(function)
+    return _all_of(
+        listen_option("-l", "--listen", text=where),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1, max=1000),
+            default=1,
+            show_default=True,
+            help="Processes to serve with.",
+        ),
+        click.option(
+            "--socket-mode",
+            type=ModeType(),
+            help="Permission bits of sockets.  [default: 0600, with --socket-group 0660]",
+        ),
+        click.option("--socket-group", type=GroupType(), metavar="GROUP", help="Group of sockets."),
+        click.option(
+            "--grace",
+            type=click.FloatRange(min=0, max=86400),
+            metavar="SECONDS",
+            default=30,
+            show_default=True,
+            help=f"How long {in_flight} in flight may take when it is told to stop.",
+        ),
+        click.option("--read-only", is_flag=True, help="Take nothing in."),
+        *_TLS_OPTIONS,
+    )
 
 
-def worker_command(options: Mapping[str, Any], name: str) -> Sequence[str]:
-    """The command line of a worker: ``name``, after the ``options`` of this process, which say how it logs.
-    -P: what lies in the current folder is not ours."""
-    log = ["--log-level", options["log_level"], *(["--json"] if options["as_json"] else [])]
-    return [sys.executable, "-P", "-m", "neve.cli", *log, name]
+def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def socket_access(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The permissions of sockets that a command line asks for, as options to listen know them."""
+    mode, group = values["socket_mode"], values["socket_group"]
+    default_mode = OWNER_ONLY if group is None else OWNER_AND_GROUP
+    return {"socket_mode": default_mode if mode is None else mode, "socket_group": group}
+
+
+def chosen_tls(values: Mapping[str, Any]) -> Tls | None:
+    """The certificates that a command line names, read and checked."""
+    from neve.serving.tls import TlsFiles, read_tls
+
+    return read_tls(
+        TlsFiles(
+            certificate=values["tls_cert"],
+            key=values["tls_key"],
+            client_ca=values["tls_client_ca"],
+            admin_ca=values.get("tls_admin_ca"),
+        )
+    )
+
+
+def worker_start(
+    context: click.Context, store: StoreOptions, workers: int, name: str, *, write: bool
+) -> WorkerStart:
+    """How ``workers`` processes are started: by the command ``name``, after the options of this process,
+    which say how it logs. Raises ``InvalidRequest`` if they cannot share ``store``."""
+    from neve.serving.main import WorkerStart
+    from neve.store.places import check_shareable
+
+    if workers > 1:
+        services = (store.blob_service, store.directory_service, store.path_info_service)
+        check_shareable([service or store.url for service in services])
+    ours = context.find_root().params
+    log = ["--log-level", ours["log_level"], *(["--json"] if ours["as_json"] else [])]
+    return WorkerStart(
+        # -P: what lies in the current folder is not ours.
+        command=[sys.executable, "-P", "-m", "neve.cli", *log, name],
+        store={**dataclasses.asdict(store), "write": write},
+    )
+
+
+def worker_command(name: str, server: str, serve: Callable[[], bool]) -> click.Command:
+    """The hidden command that runs a worker of ``server``; ``serve`` returns whether it came to serve."""
+
+    def run() -> None:
+        LOGGER.debug("worker %d starts", os.getpid())
+        if not serve():
+            raise click.exceptions.Exit(1)
+
+    text = f"""Serve as one of several processes; started by `neve {server}`, which says what to do.
+
+    \b
+    Example:
+      neve {server} --workers 4
+    """
+    return click.Command(name, callback=run, help=text, hidden=True)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from neve.http_cache.nar import Nars
 from neve.http_cache.narinfo import NarInfos
 from neve.http_cache.narinfo_put import NarInfoUploads
 from neve.http_cache.settings import Settings
-from neve.http_cache.small import LOG, REALISATION, KeptFiles, Listings
+from neve.http_cache.small import DEBUG_INFO, LOG, REALISATION, KeptFiles, Listings
 from neve.http_cache.statuses import Header, Refused, line_of, status_of
 from neve.http_cache.threads import Threads
 from neve.http_cache.upload import Uploads
@@ -56,6 +56,7 @@ _PLACES = {
         (routes.NAR, "nar"),
         (routes.LOG, "log"),
         (routes.REALISATION, "realisation"),
+        (routes.DEBUG_INFO, "debuginfo"),
         (routes.METRICS, "metrics"),
         (routes.READY, "healthz"),
         (routes.ALIVE, "healthz"),
@@ -80,8 +81,8 @@ class CacheApp:
         self._services = services
         self._counters = counters
         self._held = Held(limits.max_held_bytes)
-        self._access = Access(settings)
         self._threads = threads = Threads(limits.max_uploads, limits.max_fetches)
+        self._access = Access(settings, threads)
         self._narinfos = NarInfos(services, settings, threads)
         self._nars = Nars(services, settings, threads)
         self._uploads = Uploads(services, limits, threads)
@@ -95,16 +96,21 @@ class CacheApp:
         services, threads, most = self._services, self._threads, settings.limits.max_small_file_bytes
         files = small_files_beside(services.nar_nodes)
         listings = Listings(services, threads, most)
-        logs = KeptFiles(LOG, files, threads, most)
-        realisations = KeptFiles(REALISATION, files, threads, most)
+        kept = {
+            route: KeptFiles(kind, files, threads, most)
+            for route, kind in (
+                (routes.LOG, LOG),
+                (routes.REALISATION, REALISATION),
+                (routes.DEBUG_INFO, DEBUG_INFO),
+            )
+        }
         reads: dict[str, Handler] = {
             routes.CACHE_INFO: self._cache_info,
             routes.NARINFO: self._narinfo,
             routes.LISTING: listings.get,
             routes.NODE: self._nars.by_node,
             routes.NAR: self._nars.by_hash,
-            routes.LOG: logs.get,
-            routes.REALISATION: realisations.get,
+            **{route: files.get for route, files in kept.items()},
             routes.METRICS: self._metrics,
             routes.READY: self._ready,
             routes.ALIVE: self._alive,
@@ -113,8 +119,7 @@ class CacheApp:
             routes.NARINFO: NarInfoUploads(services, settings, threads, files).put,
             routes.LISTING: listings.put,
             routes.NAR: self._upload,
-            routes.LOG: logs.put,
-            routes.REALISATION: realisations.put,
+            **{route: files.put for route, files in kept.items()},
         }
         return reads, writes
 
@@ -154,11 +159,11 @@ class CacheApp:
         if exchange.has_body:
             raise InvalidRequest(f"a {exchange.method} has no body")
         if route is None:
-            self._access.check_pull(exchange)
+            await self._access.check_pull(exchange)
             await exchange.pass_on(self._pages, exchange.scope)
             return
         if route.kind not in (routes.READY, routes.ALIVE):
-            self._access.check_pull(exchange)
+            await self._access.check_pull(exchange)
         await self._reads[route.kind](exchange, route.name)
 
     async def _write(self, exchange: Exchange, route: routes.Route | None) -> None:
@@ -166,7 +171,8 @@ class CacheApp:
         if route is None or handler is None or exchange.method != "PUT":
             allowed = b"GET, HEAD" if handler is None else b"GET, HEAD, PUT"
             raise Refused(405, f"{exchange.method[:20]} is not possible here", [(b"allow", allowed)])
-        self._access.check_push(exchange)
+        await self._access.check_push(exchange)
+        exchange.check_transfer()
         await handler(exchange, route.name)
 
     async def _refuse(self, exchange: Exchange, error: NeveError) -> None:

@@ -8,15 +8,26 @@ here; those who send nothing are found by ``Server`` (``is_idle``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 import time
 from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from neve.http_cache.exchange import EXTENSION
+from neve.http_cache.exchange import EXTENSION, announces_body
 
 if TYPE_CHECKING:
+    from uvicorn._types import (
+        ASGI3Application,
+        ASGIReceiveCallable,
+        ASGISendCallable,
+        ASGISendEvent,
+        Scope,
+    )
     from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -29,6 +40,8 @@ MAX_HEADERS = 200
 MAX_WAITING = 64
 """Requests that are sent before the one in front of them is answered. curl, and so Nix, sends none."""
 
+_NO_LINGER = struct.pack("ii", 1, 0)
+
 
 class _HeadTooLongError(Exception):
     """For the parser: it passes on that something was raised."""
@@ -36,6 +49,10 @@ class _HeadTooLongError(Exception):
 
 class _TooManyError(Exception):
     """The same."""
+
+
+class _AmbiguousError(Exception):
+    """The same: somebody before us may have read it in another way."""
 
 
 class Connection(HttpToolsProtocol):
@@ -57,6 +74,9 @@ class Connection(HttpToolsProtocol):
         self._bytes = 0
         self._too_long = False
         self._waiting_since: float | None = None
+        self._has_host = False
+        self._ends_answer = False
+        """Whether an answer has begun whose end is that of the connection."""
 
     # As an asyncio protocol.
 
@@ -97,8 +117,13 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value))
-        if self._unfinished:  # Else it is a trailer, which must not pass for a part of the head.
-            super().on_header(name, value)
+        if not self._unfinished:
+            return  # It is a trailer, which must not pass for a part of the head.
+        if name.lower() == b"host":
+            if self._has_host:
+                raise _AmbiguousError
+            self._has_host = True
+        super().on_header(name, value)
 
     def _count(self, size: int) -> None:
         self._lines += 1
@@ -108,11 +133,41 @@ class Connection(HttpToolsProtocol):
             raise _HeadTooLongError
 
     def on_headers_complete(self) -> None:
-        self._unfinished = False
+        self._unfinished = self._has_host = False
         self._bore_fruit = True
         self._fruitless_bytes = 0
         self._waiting_since = None
+        # There is no other protocol to change to, but the parser takes what follows for one.
+        changes = self.parser.should_upgrade()
+        if changes and announces_body(self.headers):
+            raise _AmbiguousError
         super().on_headers_complete()
+        if changes:
+            self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if cycle.scope["http_version"] != "1.1":
+            app = self._unframed(cycle, app)
+        super()._start_asgi_task(cycle, app)
+
+    def _unframed(self, cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
+        """``app`` for those who know no chunks: an answer without a length ends with the connection."""
+
+        async def answer(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+            async def unframed(message: ASGISendEvent) -> None:
+                if message["type"] == "http.response.start":
+                    names = [name.lower() for name, _ in message.get("headers", ())]
+                    if b"content-length" not in names:
+                        self._ends_answer = True
+                        cycle.chunked_encoding = cycle.keep_alive = False
+                elif self._ends_answer and message["type"] == "http.response.body":
+                    # Whatever comes is as long as was to be expected.
+                    cycle.expected_content_length = len(message.get("body", b""))
+                await send(message)
+
+            await app(scope, receive, unframed)
+
+        return answer
 
     def on_body(self, body: bytes) -> None:
         self._bore_fruit = True
@@ -150,6 +205,16 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+    def break_off(self) -> None:
+        """Ends it in the middle of an answer, so that nobody takes that for complete."""
+        if self._ends_answer:
+            with contextlib.suppress(OSError):
+                # With nothing to wait for, the end is a reset, which is no end of an answer.
+                self.transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
+                )
+        self.transport.abort()
 
     def is_idle(self, now: float, seconds: float) -> bool:
         """Whether the client has been expected to send a head, or the rest of it, for so long."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from neve.errors import InvalidRequest, LimitExceeded, Unavailable
+from neve.errors import InvalidRequest, LimitExceeded, Unavailable, Unsupported
 from neve.http_cache.statuses import Header
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Exchange:
         self.received = 0
         self.is_answered = False
         """Whether all of the answer was handed to the connection."""
-        self._has_more = self._announces_body()
+        self._has_more = announces_body(scope["headers"])
         self.began = time.perf_counter()
         # For the pacing.
         self.connection: Any = scope.get("extensions", {}).get(EXTENSION, {}).get("connection")
@@ -97,12 +97,6 @@ class Exchange:
     def has_body(self) -> bool:
         """Whether the client sends something, or still has to."""
         return self._has_more
-
-    def _announces_body(self) -> bool:
-        for name, value in self.scope["headers"]:
-            if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
-                return True
-        return False
 
     def header(self, name: bytes) -> str | None:
         """The value of a header (its name in lower case); several become a list, as RFC 9110 has it."""
@@ -157,6 +151,13 @@ class Exchange:
         # The parser has refused what is no number.
         if text is not None and text.isdecimal() and int(text) > limit:
             raise _too_long(limit, what)
+
+    def check_transfer(self) -> None:
+        """Raises ``Unsupported`` if the body comes in another form than in chunks: the parser knows what to
+        make of that, and leaves it as it is."""
+        coding = self.header(b"transfer-encoding")
+        if coding is not None and coding.strip().lower() != "chunked":
+            raise Unsupported(f"the Transfer-Encoding {coding[:40]} is not known")
 
     def content_encoding(self) -> str | None:
         """How the body is encoded; None: it is not."""
@@ -243,7 +244,7 @@ class Exchange:
     def break_off(self) -> None:
         """Ends the connection in the middle of an answer, so that nobody takes that for complete."""
         if self.connection is not None:
-            self.connection.transport.abort()
+            self.connection.break_off()
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -258,6 +259,14 @@ class Exchange:
             if not self.busy:
                 # The window is as much longer. It does not begin anew: messages of a byte would do for that.
                 self.since += time.monotonic() - self.busy_since
+
+
+def announces_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a body follows a head; names are in lower case."""
+    for name, value in headers:
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
+            return True
+    return False
 
 
 def _too_long(limit: int, what: str) -> LimitExceeded:

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-ROUTES = ("nix-cache-info", "narinfo", "nar", "ls", "log", "realisation", "metrics", "healthz", "page")
+ROUTES = (
+    *("nix-cache-info", "narinfo", "nar", "ls", "log", "realisation", "debuginfo"),
+    *("metrics", "healthz", "page"),
+)
 """What requests are told apart by. Few and fixed: whoever sends requests must not make series."""
 
 METHODS = ("read", "write")
 
 _STATUSES = (
-    *(200, 201, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 416, 431),
+    *(200, 201, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 415, 416, 431),
     *(500, 501, 502, 503, 507),
 )
 _OTHER = "other"

@@ -16,19 +16,21 @@ import base64
 import contextlib
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from neve.castore.digest import b3_digest
 from neve.castore.node import DirectoryNode, FileNode, Node
+from neve.castore.traverse import is_whole
 from neve.errors import InvalidRequest, NotFound
 from neve.http_cache.bodies import Ahead, Body, NarBody, PackedBody, ZstdBody
 from neve.http_cache.exchange import Exchange, query_parameter
-from neve.http_cache.negotiation import IDENTITY, ZSTD, chosen_encoding, is_known, range_applies
+from neve.http_cache.negotiation import IDENTITY, ZSTD, chosen_encoding, is_known, is_wanted, range_applies
 from neve.http_cache.packing import COMPRESSORS
 from neve.http_cache.ranges import Multipart, Range, parse_ranges
 from neve.http_cache.routes import parse_nar_name, parse_node
 from neve.http_cache.settings import Settings
-from neve.http_cache.statuses import Header, far_errors
+from neve.http_cache.statuses import Header, Refused, far_errors
 from neve.http_cache.threads import Threads, settled
 from neve.http_cache.zstd_frames import ZstdFrames
 from neve.nix import base32
@@ -39,6 +41,9 @@ from neve.store.services import Services
 from neve.store.wire import encode_node
 
 T = TypeVar("T")
+
+Check = Callable[[Services, Node], bool]
+"""``is_here`` or ``is_present``."""
 
 MEDIA_TYPE = b"application/x-nix-nar"
 
@@ -90,8 +95,10 @@ class Nars:
         if parsed is None:
             raise NotFound("there is no such NAR")
         nar = None
+        # Who asks for the head wants to know whether he has to upload it, which must not be said of a part.
+        is_there = is_here if exchange.is_head else is_present
         if parsed.compression in ("none", "zstd"):
-            nar = await self._look(exchange, self._known, parsed.sha256)
+            nar = await self._look(exchange, partial(self._known, is_there), parsed.sha256)
             if nar is None:
                 found = await self._hinted(exchange, parsed.sha256)
                 if isinstance(found, PathDescription):
@@ -105,7 +112,7 @@ class Nars:
             return
         # Nix names a file that it has compressed with gzip like one that is not compressed.
         compression = "gzip" if parsed.compression == "none" else parsed.compression
-        nar = await self._look(exchange, self._uploaded, parsed.sha256)
+        nar = await self._look(exchange, partial(self._uploaded, is_there), parsed.sha256)
         if nar is None:
             raise NotFound(f"there is no NAR {base32.encode(parsed.sha256)}{SUFFIXES[parsed.compression]}")
         await self._answer(exchange, nar, compression)
@@ -136,25 +143,26 @@ class Nars:
         tag = base64.urlsafe_b64encode(b3_digest(encode_node(node))[:18]).decode()
         return _Nar(node, size, tag)
 
-    def _known(self, sha256: bytes) -> _Nar | None:
+    def _known(self, is_there: Check, sha256: bytes) -> _Nar | None:
         """The NAR with this hash, if it is known and here. (The hash of a compressed file is none.)"""
         found = self._services.nar_nodes.node(sha256)
         if found is None:
             return None
         nar = self._services.nar_nodes.nar(found[0])
-        if nar is None or nar.sha256 != sha256:
-            return None
-        try:
-            return self._present(found[0])
-        except NotFound:
-            return None  # Deleted since.
+        return None if nar is None or nar.sha256 != sha256 else self._if_there(is_there, found[0])
 
-    def _uploaded(self, sha256: bytes) -> _Nar | None:
+    def _uploaded(self, is_there: Check, sha256: bytes) -> _Nar | None:
         """The NAR in the file with this hash, if such a one was uploaded and the NAR is here."""
         found = self._services.nar_nodes.node(sha256)
-        if found is None or not is_present(self._services, found[0]):
+        return None if found is None else self._if_there(is_there, found[0])
+
+    def _if_there(self, is_there: Check, node: Node) -> _Nar | None:
+        if not is_there(self._services, node):
             return None
-        return self._present(found[0])
+        try:
+            return self._present(node)
+        except NotFound:
+            return None  # Deleted since.
 
     async def _hinted(self, exchange: Exchange, sha256: bytes) -> PathInfo | PathDescription | None:
         """The store path that the address names too, if that has this NAR; fetches it for GET."""
@@ -193,6 +201,8 @@ class Nars:
             (b"etag", tag.encode()),
             (b"vary", b"accept-encoding"),
         ]
+        if not is_wanted(exchange.header(b"if-match"), tag):
+            raise Refused(412, "this is not what If-Match names")
         if is_known(exchange.header(b"if-none-match"), tag):
             await exchange.answer_head(304, headers)
         elif encoding != IDENTITY:
@@ -296,6 +306,11 @@ class Reading:
             with contextlib.suppress(Exception):
                 await settled(self._coming)
         await self._threads.render(self._body.close)
+
+
+def is_here(services: Services, node: Node) -> bool:
+    """Whether all of a tree is in the store. Reads all its Directories."""
+    return is_whole(services.blobs, services.directories, node)
 
 
 def is_present(services: Services, node: Node) -> bool:

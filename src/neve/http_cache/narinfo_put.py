@@ -19,7 +19,7 @@ from functools import partial
 from neve.errors import Conflict, InvalidRequest
 from neve.http_cache.contents import received
 from neve.http_cache.exchange import Exchange
-from neve.http_cache.nar import is_present
+from neve.http_cache.nar import is_here
 from neve.http_cache.settings import Settings
 from neve.http_cache.statuses import Refused
 from neve.http_cache.threads import Threads
@@ -28,7 +28,6 @@ from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
 from neve.nix.signing import PublicKey, verified, verify_any
 from neve.nix.store_path import StorePath
 from neve.store.closures import check_address_of
-from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes
 from neve.store.path_info import NarDetails, PathInfo, sorted_references
 from neve.store.services import Services
 from neve.store.signing import sign_path_info, with_own_nar
@@ -52,8 +51,7 @@ class NarInfoUploads:
         self._small_files = small_files
         self._key = settings.signing_key()
         # What is remembered here was computed here; a server that remembers may have been told anything.
-        own = isinstance(services.nar_nodes, LocalNarNodes | MemoryNarNodes)
-        self._proves = self._key is not None and not own
+        self._proves = self._key is not None and not services.nar_nodes.is_ours
         """Whether the hash of a NAR is to be computed again before it is signed."""
         self._keys = settings.verifying_keys()
         self._required = settings.require_signatures
@@ -82,22 +80,32 @@ class NarInfoUploads:
         signatures = verified(narinfo.fingerprint(), narinfo.signatures, self._keys)
         if self._required and not signatures:
             raise Refused(403, f"{narinfo.store_path} has no signature by a key that is trusted here")
+        self._check_stored(narinfo)
         path_info = path_info.with_signatures(signatures)
         if self._proves:
             path_info = with_own_nar(self._services, path_info)
         if self._key is not None:
             path_info = sign_path_info(path_info, self._key)
-        found = self._services.path_infos.put(path_info)
-        if found.nar is not None and found.nar.reference_names != sorted_references(narinfo.references):
-            # What is stored stays as it is, and our signature is of something else.
-            raise Conflict(f"{narinfo.store_path} is already in the store, with other references")
+        self._check_same(self._services.path_infos.put(path_info), narinfo)  # It came meanwhile, maybe.
         return "stored"
+
+    def _check_stored(self, narinfo: NarInfo) -> None:
+        """What is stored would get our signature, too, and that would be of other references."""
+        if self._services.path_infos.may_fetch:
+            return  # What is somewhere else is nobody's business, and asking may take long.
+        stored = self._services.path_infos.describe(narinfo.store_path.digest)
+        if isinstance(stored, PathInfo):
+            self._check_same(stored, narinfo)
+
+    def _check_same(self, stored: PathInfo, narinfo: NarInfo) -> None:
+        if stored.nar is not None and stored.nar.reference_names != sorted_references(narinfo.references):
+            raise Conflict(f"{narinfo.store_path} is already in the store, with other references")
 
     def _described(self, narinfo: NarInfo) -> PathInfo:
         """The path info, of the tree that its NAR was found to hold."""
         found = self._services.nar_nodes.node(narinfo.nar_sha256)
         nar = None if found is None else self._services.nar_nodes.nar(found[0])
-        if found is None or nar is None or not is_present(self._services, found[0]):
+        if found is None or nar is None or not is_here(self._services, found[0]):
             raise InvalidRequest(f"the NAR of {narinfo.store_path} is not here: upload it before its narinfo")
         if nar.sha256 != narinfo.nar_sha256:
             raise InvalidRequest(f"NarHash of {narinfo.store_path} is the hash of a compressed file")

@@ -36,8 +36,8 @@ class Route(NamedTuple):
     name: str = ""
 
 
-CACHE_INFO, NARINFO, LISTING, NODE, NAR, LOG, REALISATION, METRICS, READY, ALIVE = (
-    *("cache-info", "narinfo", "listing", "node", "nar", "log", "realisation"),
+CACHE_INFO, NARINFO, LISTING, NODE, NAR, LOG, REALISATION, DEBUG_INFO, METRICS, READY, ALIVE = (
+    *("cache-info", "narinfo", "listing", "node", "nar", "log", "realisation", "debuginfo"),
     *("metrics", "ready", "alive"),
 )
 
@@ -47,6 +47,8 @@ _FIXED = {
     "/healthz": Route(READY),
     "/healthz/live": Route(ALIVE),
 }
+
+_KEPT = (("/log/", LOG), ("/realisations/", REALISATION), ("/debuginfo/", DEBUG_INFO))
 
 
 def route_of(path: str) -> Route | None:
@@ -59,10 +61,9 @@ def route_of(path: str) -> Route | None:
         return Route(NODE, match[1])
     if (match := _NAR_FILE.fullmatch(path)) is not None:
         return Route(NAR, match[1])
-    if path.startswith("/log/"):
-        return Route(LOG, path.removeprefix("/log/"))
-    if path.startswith("/realisations/"):
-        return Route(REALISATION, path.removeprefix("/realisations/"))
+    for prefix, kind in _KEPT:
+        if path.startswith(prefix):
+            return Route(kind, path.removeprefix(prefix))
     return None
 
 

@@ -1,20 +1,21 @@
-"""The cache as a whole: listens, and serves in this process or in several others."""
+"""The cache as a whole: its sockets, and what its processes share."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from neve.http_cache.listen import Listeners, ListenOptions
 from neve.http_cache.metrics import SharedRows
-from neve.http_cache.process import OpenStore, Pages, Share, serve, share_for_worker
+from neve.http_cache.process import Pages, Share, serve, share_for_worker
 from neve.http_cache.settings import Settings, to_json
-from neve.serving.process import raise_file_limit
-from neve.serving.stopping import OVERTIME_SECONDS, Deadline, Stop, stop_signals
+from neve.serving.main import Main, WorkerStart
+from neve.serving.process import Course
 from neve.serving.workers import Workers
-from neve.telemetry import LOGGER
+from neve.store.services import Services
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +27,10 @@ class CacheOptions:
     workers: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerStart:
-    """How a worker is started; see ``process.serve_as_worker``."""
-
-    command: Sequence[str]
-    store: Mapping[str, Any]
-    """What it is told to open, as JSON can express it."""
-
-
 def run_cache(
     options: CacheOptions,
     environment: MutableMapping[str, str],
-    open_store: OpenStore,
+    open_store: Callable[[], AbstractContextManager[Services]],
     pages: Pages,
     worker: WorkerStart,
 ) -> None:
@@ -47,76 +39,34 @@ def run_cache(
     Raises what opening the store raises, and ``InvalidRequest``, ``Conflict``, ``PermissionDenied`` and
     ``Unavailable`` if it cannot listen. To be called in the main thread.
     """
-    raise_file_limit()
-    with contextlib.ExitStack() as stack:
-        run = _Run(options, environment, stack)
-        if options.workers > 1:
-            run.with_workers(open_store, worker)
-        else:
-            run.alone(open_store, pages)
+    _Main(options, environment, pages).run(open_store, worker)
 
 
-class _Run:
-    """What there is while a cache runs."""
+class _Main(Main[Services]):
+    def __init__(self, options: CacheOptions, environment: MutableMapping[str, str], pages: Pages) -> None:
+        super().__init__(options.workers, options.settings.grace)
+        self._options = options
+        self._environment = environment
+        self._pages = pages
 
-    def __init__(
-        self, options: CacheOptions, environment: MutableMapping[str, str], stack: contextlib.ExitStack
-    ) -> None:
-        self._settings = options.settings
-        self._count = options.workers
-        self._aborts: list[Callable[[], None]] = []
-        self._stop: Callable[[], None] | None = None
-        self._stopped = False
-        stack.enter_context(stop_signals(self._request_stop, self._abort))
-        self._deadline = Deadline(self._abort)
-        stack.callback(self._deadline.cancel)
-        self._listeners = Listeners(options.listen, options.workers, environment)
+    def listen(self, stack: contextlib.ExitStack) -> Listeners:
+        options, tls = self._options, self._options.settings.tls is not None
+        self._listeners = Listeners(options.listen, options.workers, self._environment, tls=tls)
         stack.callback(self._listeners.close)
-        self._aborts.append(self._listeners.withdraw)
+        self.on_abort(self._listeners.withdraw)
         self._rows = SharedRows(options.workers)
         stack.callback(self._rows.close)
+        return self._listeners
 
-    def _request_stop(self) -> None:
-        self._stopped = True
-        if self._stop is not None:
-            self._stop()
-
-    def _on_stop(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-        if self._stopped:
-            stop()
-
-    def _abort(self) -> None:
-        """Leaves nothing behind; the process is about to end."""
-        for abort in reversed(self._aborts):
-            with contextlib.suppress(Exception):
-                abort()
-
-    def _publish(self) -> None:
-        self._listeners.publish(" (TLS)" if self._settings.tls_certificate is not None else "")
-
-    def _close_doors(self) -> None:
-        LOGGER.info("stopping; requests in flight have %g s", self._settings.grace)
+    def close_doors(self) -> None:
         self._listeners.close()
 
-    def alone(self, open_store: OpenStore, pages: Pages) -> None:
-        """Serves in this process."""
-        stop = Stop()
-        self._on_stop(stop.request)
+    def serve(self, opened: Services, course: Course) -> None:
+        own = [each.dup() for each in self._listeners.sockets(0)]
+        share = Share(sockets=own, rows=self._rows, row=0)
+        serve(opened, self._options.settings, share, self._pages, course)
 
-        def stopping() -> None:
-            self._deadline.set(self._settings.grace + OVERTIME_SECONDS)
-            self._close_doors()
-
-        with open_store() as services:
-            own = [each.dup() for each in self._listeners.sockets(0)]
-            share = Share(sockets=own, rows=self._rows, row=0)
-            serve(services, self._settings, share, pages, stop, ready=self._publish, stopping=stopping)
-
-    def with_workers(self, open_store: OpenStore, worker: WorkerStart) -> None:
-        """Serves in other processes; this one watches them."""
-        with open_store():
-            pass  # Made if it is missing; and what is the matter with it is told once.
+    def workers(self, worker: WorkerStart) -> Workers:
         descriptors = self._listeners.all_descriptors()
 
         def configuration(name: str) -> Mapping[str, Any]:
@@ -124,25 +74,9 @@ class _Run:
             sockets = self._listeners.sockets(number)
             return {
                 "store": worker.store,
-                "settings": to_json(self._settings),
+                "settings": to_json(self._options.settings),
                 "share": share_for_worker(sockets, descriptors, self._rows, number),
             }
 
-        workers = Workers(
-            self._count,
-            worker.command,
-            configuration,
-            descriptors=[*descriptors, self._rows.descriptor],
-        )
-        self._on_stop(workers.request_stop)
-        self._aborts.append(workers.kill)
-        serving = False
-        try:
-            if workers.start():
-                self._publish()
-                serving = True
-                workers.supervise()
-        finally:
-            if serving:
-                self._close_doors()
-            workers.stop(self._settings.grace if serving else 0.0)
+        inherited = [*descriptors, self._rows.descriptor]
+        return Workers(self._options.workers, worker.command, configuration, descriptors=inherited)

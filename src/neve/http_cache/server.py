@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
@@ -22,8 +21,10 @@ from neve.errors import Unavailable
 from neve.http_cache.app import CacheApp
 from neve.http_cache.connection import Connection
 from neve.http_cache.exchange import pace
+from neve.http_cache.handshakes import Handshakes
 from neve.http_cache.settings import Settings
 from neve.serving.sockets import BACKLOG
+from neve.serving.tls import Tls, renewed_context
 
 _TICK_SECONDS = 1.0
 """How often the date of answers is set, and connections are looked at."""
@@ -33,11 +34,11 @@ _CHECK_SECONDS = 0.02
 class Server:
     """Serves ``app`` on sockets. Belongs to the running event loop."""
 
-    def __init__(self, app: CacheApp, settings: Settings, context: ssl.SSLContext | None) -> None:
-        """``context`` is for TCP; ``None``: without TLS."""
+    def __init__(self, app: CacheApp, settings: Settings) -> None:
+        """Raises ``InvalidRequest`` if the certificate cannot be used."""
         self._app = app
         self._limits = settings.limits
-        self._context = context
+        self._handshakes = None if settings.tls is None else self._encrypting(settings.tls)
         self._state = ServerState()
         self._servers: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -66,15 +67,11 @@ class Server:
             try:
                 if each.family == socket.AF_UNIX:
                     started = await loop.create_unix_server(self._connection, sock=each, backlog=BACKLOG)
+                elif self._handshakes is None:
+                    started = await loop.create_server(self._connection, sock=each, backlog=BACKLOG)
                 else:
-                    timeout = self._limits.idle_seconds if self._context else None
-                    started = await loop.create_server(
-                        self._connection,
-                        sock=each,
-                        backlog=BACKLOG,
-                        ssl=self._context,
-                        ssl_handshake_timeout=timeout,
-                    )
+                    self._handshakes.start(each)
+                    continue
             except OSError as error:
                 raise Unavailable(f"cannot listen: {error.strerror or error}") from error
             self._servers.append(started)
@@ -85,6 +82,12 @@ class Server:
 
     def _connection(self) -> Connection:
         return Connection(self._config, self._state, asyncio.get_running_loop(), self._limits.max_connections)
+
+    def _encrypting(self, tls: Tls) -> Handshakes:
+        def has_room(under_way: int) -> bool:
+            return len(self._state.connections) + under_way < self._limits.max_connections
+
+        return Handshakes(renewed_context(tls), self._connection, has_room, self._limits.idle_seconds)
 
     async def _ticks(self) -> None:
         while True:
@@ -101,8 +104,11 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Accepts nobody any more, and returns when requests in flight have ended; those that have not
         after ``grace`` seconds are broken off. What serves them is at an end too."""
+        self._app.is_stopping = True
         for server in self._servers:
             server.close()
+        if self._handshakes is not None:
+            await self._handshakes.close()
         for connection in list(self._state.connections):
             connection.shutdown()
         deadline = time.monotonic() + grace

@@ -8,6 +8,7 @@ from typing import Any
 
 from neve.http_cache.limits import Limits
 from neve.nix.signing import PublicKey, SecretKey
+from neve.serving.tls import Tls
 
 DEFAULT_GRACE_SECONDS = 30.0
 DEFAULT_PRIORITY = 39
@@ -42,11 +43,8 @@ class Settings:
     read_only: bool = False
     grace: float = DEFAULT_GRACE_SECONDS
     """Seconds that requests in flight have when the process is told to stop."""
-    tls_certificate: str | None = None
-    """The file, with its chain; TLS on all of TCP. So are ``tls_key`` and ``tls_client_ca``."""
-    tls_key: str | None = None
-    tls_client_ca: str | None = None
-    """Who signs the certificates that clients must show, if they must."""
+    tls: Tls | None = None
+    """For all of TCP."""
 
     def signing_key(self) -> SecretKey | None:
         """The key that signs."""
@@ -76,4 +74,5 @@ def from_json(document: Mapping[str, Any]) -> Settings:
         name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
     }
     values["limits"] = Limits(**values["limits"])
+    values["tls"] = values["tls"] and Tls.from_json(values["tls"])
     return Settings(**values)

@@ -1,7 +1,7 @@
-"""Listings, logs and realisations: small files beside the store paths.
+"""Listings, logs, realisations and links to debugging symbols: small files beside the store paths.
 
-Logs and realisations are kept as they come and given back as they are; nobody here looks into them. A
-listing is made from the tree whenever it is asked for, so that one that is uploaded is not needed.
+All but listings are kept as they come and given back as they are; nobody here looks into them. A listing is
+made from the tree whenever it is asked for, so that one that is uploaded is not needed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ _GUARDS: list[Header] = [
 """Strangers wrote these files: a browser must not run them as pages of this host."""
 
 _REALISATION = re.compile(r"[a-z0-9]{1,20}:[0-9a-f]{32,128}![A-Za-z0-9+_?=.-]{1,100}\.doi")
+
+_BUILD_ID = re.compile(r"([0-9a-f]{16,128})(?:\.debug)?")
+"""40 digits mostly, which is a SHA-1; linkers make others when they are told to."""
 
 
 class ListingBody:
@@ -89,33 +92,45 @@ class Kind(NamedTuple):
     """A kind of files that are kept."""
 
     name: str
-    check: Callable[[str], object]
-    """Raises ``InvalidRequest`` for what is no name of such a file."""
+    known_by: Callable[[str], str]
+    """The name to keep it by; raises ``InvalidRequest`` for what is no name of such a file."""
     header: Header
     """The type."""
 
 
-def _check_log(name: str) -> None:
+def _log(name: str) -> str:
     """A log is named by the base name of its derivation."""
     StorePath.parse_base_name(name)
+    return name
 
 
-def _check_realisation(name: str) -> None:
+def _realisation(name: str) -> str:
     """A realisation is named by the hash of its derivation and its output."""
     if _REALISATION.fullmatch(name) is None:
         raise InvalidRequest("a realisation is named <algorithm>:<hash>!<output>.doi")
+    return name
 
 
-LOG = Kind("log", _check_log, TEXT)
-REALISATION = Kind("realisation", _check_realisation, _JSON)
+def _debug_info(name: str) -> str:
+    """A link to debugging symbols (which NAR they are in, and where) is named by the build ID of a program:
+    Nix, with ``index-debug-info``, adds ``.debug`` to that, and others do not."""
+    match = _BUILD_ID.fullmatch(name)
+    if match is None:
+        raise InvalidRequest("a link to debugging symbols is named <build ID in hex>.debug")
+    return match[1]
+
+
+LOG = Kind("log", _log, TEXT)
+REALISATION = Kind("realisation", _realisation, _JSON)
+DEBUG_INFO = Kind("debuginfo", _debug_info, _JSON)
 
 
 class KeptFiles:
-    """``/log/<derivation>`` and ``/realisations/<id>.doi``."""
+    """``/log/<derivation>``, ``/realisations/<id>.doi`` and ``/debuginfo/<build ID>.debug``."""
 
     def __init__(self, kind: Kind, files: SmallFiles | None, threads: Threads, limit: int) -> None:
         self._kind = kind.name
-        self._check = kind.check
+        self._known_by = kind.known_by
         self._headers = [kind.header, *_GUARDS]
         self._files = files
         self._threads = threads
@@ -125,7 +140,7 @@ class KeptFiles:
         """Raises ``NotFound``, and ``Unavailable`` if too much is being sent already."""
         data = None
         try:
-            self._check(name)
+            name = self._known_by(name)
             if self._files is not None:
                 with exchange.working():
                     data = await self._threads.work(self._files.get, self._kind, name)
@@ -138,7 +153,7 @@ class KeptFiles:
 
     async def put(self, exchange: Exchange, name: str) -> None:
         """Raises ``InvalidRequest``, ``LimitExceeded``, and ``Unsupported`` if they cannot be kept."""
-        self._check(name)
+        name = self._known_by(name)
         if self._files is None:
             raise Unsupported(f"this store cannot keep a {self._kind}")
         data = await received(exchange, self._threads, self._limit, f"a {self._kind} (max_small_file_bytes)")

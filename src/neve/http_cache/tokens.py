@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 import secrets
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from neve.errors import InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable
+from neve.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable
+from neve.serving.renewed import Renewed
 from neve.telemetry import LOGGER
 
 PULL, PUSH = "pull", "push"
@@ -120,44 +119,33 @@ def presented(authorization: str | None) -> str | None:
 class TokenFile:
     """The tokens of a file, read again when it changes. Thread-safe.
 
-    A file that is gone has no tokens. One that cannot be read leaves those that were known before, and a
-    line in the log: a slip while it is edited must not lock everybody out.
+    A file that is gone has no tokens. One that cannot be read leaves those that were known before: a slip
+    while it is edited must not lock everybody out.
     """
 
     def __init__(self, path: str) -> None:
         """Raises ``NotFound``, ``PermissionDenied``, ``Unavailable`` and ``InvalidTokens``."""
         self._path = path
-        self._lock = threading.Lock()
-        self._stamp = self._current_stamp()
-        self._tokens = _by_hash(read_tokens(path))
+        self._tokens = Renewed([path], lambda: _by_hash(read_tokens(path)), self._again)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether ``find`` has no file to read."""
+        return self._tokens.is_current
 
     def find(self, secret: str) -> Token | None:
         """What is known of a token that somebody presents."""
-        self._refresh()
         # The time that a look-up takes tells something of hashes at most, and those lead to no token.
-        return self._tokens.get(hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest())
+        return self._tokens.get().get(hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest())
 
-    def _refresh(self) -> None:
-        stamp = self._current_stamp()
-        if stamp == self._stamp:
-            return
-        with self._lock:
-            self._stamp = stamp
-            try:
-                self._tokens = _by_hash(read_tokens(self._path))
-                LOGGER.info("read %d tokens from %s", len(self._tokens), self._path)
-            except NotFound as error:
-                self._tokens = {}
-                LOGGER.error("%s; nobody has a token any more", error)
-            except NeveError as error:
-                LOGGER.error("%s; the tokens known before stay", error)
-
-    def _current_stamp(self) -> tuple[int, ...] | None:
+    def _again(self) -> dict[bytes, Token]:
         try:
-            status = os.stat(self._path)
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+            tokens = _by_hash(read_tokens(self._path))
+        except NotFound as error:
+            LOGGER.error("%s; nobody has a token any more", error)
+            return {}
+        LOGGER.info("read %d tokens from %s", len(tokens), self._path)
+        return tokens
 
 
 def _by_hash(tokens: Iterable[Token]) -> dict[bytes, Token]:

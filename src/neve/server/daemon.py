@@ -1,24 +1,21 @@
-"""The daemon as a whole: listens, and serves in this process or in several others."""
+"""The daemon as a whole: its addresses, and how connections get to its processes."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, MutableMapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 
 from neve.errors import Unavailable
 from neve.server.listen import Listeners, ListenOptions
 from neve.server.private import PrivateSockets
 from neve.server.settings import Endpoint, Settings, to_json
 from neve.server.splice import Splicer
-from neve.serving.process import raise_file_limit
-from neve.serving.stopping import OVERTIME_SECONDS, Deadline, Stop, stop_signals
+from neve.serving.main import Main, WorkerStart
+from neve.serving.process import Course
 from neve.serving.workers import Workers
-from neve.telemetry import LOGGER
-
-if TYPE_CHECKING:
-    from neve.server.process import OpenStore
+from neve.store.services import Services
 
 _MYSELF = "0"
 
@@ -32,19 +29,10 @@ class DaemonOptions:
     workers: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerStart:
-    """How a worker is started; see ``process.serve_as_worker``."""
-
-    command: Sequence[str]
-    store: Mapping[str, Any]
-    """What it is told to open, as JSON can express it."""
-
-
 def run_daemon(
     options: DaemonOptions,
     environment: MutableMapping[str, str],
-    open_store: OpenStore,
+    open_store: Callable[[], AbstractContextManager[Services]],
     worker: WorkerStart,
 ) -> None:
     """Serves until a signal ends it. ``environment`` says which sockets systemd passed on.
@@ -52,112 +40,63 @@ def run_daemon(
     Raises what opening the store raises, and ``InvalidRequest``, ``Conflict``, ``PermissionDenied`` and
     ``Unavailable`` if it cannot listen. To be called in the main thread.
     """
-    raise_file_limit()
-    with contextlib.ExitStack() as stack:
-        run = _Run(options, environment, stack)
-        if options.workers > 1:
-            run.with_workers(open_store, worker)
-        else:
-            run.alone(open_store)
-        if run.failed:
-            raise Unavailable("connections can be carried no more")
+    main = _Main(options, environment)
+    main.run(open_store, worker)
+    if main.failed:
+        raise Unavailable("connections can be carried no more")
 
 
-class _Run:
-    """What there is while a daemon runs."""
+class _Main(Main[Services]):
+    serves = "calls"
 
-    def __init__(
-        self, options: DaemonOptions, environment: MutableMapping[str, str], stack: contextlib.ExitStack
-    ) -> None:
-        self._settings = options.settings
-        self._count = options.workers
-        self._aborts: list[Callable[[], None]] = []
-        self._stops: list[Callable[[], None]] = []
-        self._stopped = False
+    def __init__(self, options: DaemonOptions, environment: MutableMapping[str, str]) -> None:
+        super().__init__(options.workers, options.settings.grace)
+        self._options = options
+        self._environment = environment
         self.failed = False
-        stack.enter_context(stop_signals(self._stop, self._abort))
-        self._deadline = Deadline(self._abort)
-        stack.callback(self._deadline.cancel)
-        self._listeners = Listeners(options.listen, options.workers, environment)
+
+    def listen(self, stack: contextlib.ExitStack) -> Listeners:
+        self._listeners = Listeners(self._options.listen, self._options.workers, self._environment)
         stack.callback(self._listeners.close)
-        self._aborts.append(self._listeners.withdraw)
+        self.on_abort(self._listeners.withdraw)
         self._carrier = _Carrier(self._listeners, self._fail)
         stack.callback(self._carrier.close)
-        self._aborts.append(self._carrier.remove_folder)
-
-    def _stop(self) -> None:
-        self._stopped = True
-        for stop in self._stops:
-            stop()
-
-    def _on_stop(self, stop: Callable[[], None]) -> None:
-        self._stops.append(stop)
-        if self._stopped:
-            stop()
+        self.on_abort(self._carrier.remove_folder)
+        return self._listeners
 
     def _fail(self) -> None:
         self.failed = True
-        self._stop()
+        self.stop()
 
-    def _abort(self) -> None:
-        """Leaves nothing behind; the process is about to end."""
-        for abort in reversed(self._aborts):
-            with contextlib.suppress(Exception):
-                abort()
-
-    def _close_doors(self) -> None:
-        LOGGER.info("stopping; calls in flight have %g s", self._settings.grace)
+    def close_doors(self) -> None:
         self._listeners.withdraw()
         self._carrier.stop_accepting()
 
     def _endpoints(self, name: str) -> list[Endpoint]:
         return [*self._listeners.endpoints(), *self._carrier.endpoints(name)]
 
-    def alone(self, open_store: OpenStore) -> None:
-        """Serves in this process."""
+    def serve(self, opened: Services, course: Course) -> None:
         from neve.server.process import serve
-
-        stop = Stop()
-        self._on_stop(stop.request)
 
         def ready() -> None:
             self._carrier.add(_MYSELF)
-            self._listeners.publish()
+            course.ready()
 
-        def stopping() -> None:
-            self._deadline.set(self._settings.grace + OVERTIME_SECONDS)
-            self._close_doors()
+        own = replace(course, ready=ready)
+        serve(opened, self._endpoints(_MYSELF), self._options.settings, own)
 
-        with open_store() as services:
-            serve(services, self._endpoints(_MYSELF), self._settings, stop, ready=ready, stopping=stopping)
-
-    def with_workers(self, open_store: OpenStore, worker: WorkerStart) -> None:
-        """Serves in other processes; this one watches them, and carries connections."""
-        with open_store():
-            pass  # Made if it is missing; and what is the matter with it is told once.
-        workers = Workers(
-            self._count,
+    def workers(self, worker: WorkerStart) -> Workers:
+        return Workers(
+            self._options.workers,
             worker.command,
             lambda name: {
                 "store": worker.store,
                 "folder": self._carrier.folder,
-                **to_json(self._settings, self._endpoints(name)),
+                **to_json(self._options.settings, self._endpoints(name)),
             },
             ready=lambda ready: self._carrier.add(ready.name),
             gone=lambda gone: self._carrier.remove(gone.name),
         )
-        self._on_stop(workers.request_stop)
-        self._aborts.append(workers.kill)
-        serving = False
-        try:
-            if workers.start():
-                self._listeners.publish()
-                serving = True
-                workers.supervise()
-        finally:
-            if serving:
-                self._close_doors()
-            workers.stop(self._settings.grace if serving else 0.0)
 
 
 class _Carrier:

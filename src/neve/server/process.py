@@ -2,105 +2,53 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from neve.errors import NeveError
 from neve.server.app import Binding, Daemon
 from neve.server.private import abandon
 from neve.server.settings import Endpoint, Settings, from_json
-from neve.serving.process import SWITCH_SECONDS, Parent, loop_factory
-from neve.serving.stopping import OVERTIME_SECONDS, Deadline, Stop, stop_signals
+from neve.serving import process
+from neve.serving.process import Course, run_loop, serve_until_stopped
+from neve.serving.tls import renewed_credentials
 from neve.store.services import Services
 
-OpenStore = Callable[[], AbstractContextManager[Services]]
 
-
-def serve(
-    services: Services,
-    endpoints: Sequence[Endpoint],
-    settings: Settings,
-    stop: Stop,
-    *,
-    ready: Callable[[], None],
-    stopping: Callable[[], None],
-) -> None:
+def serve(services: Services, endpoints: Sequence[Endpoint], settings: Settings, course: Course) -> None:
     """Serves until it is asked to stop and calls in flight have ended, or their grace time has.
 
-    ``ready`` is called when it listens, ``stopping`` when it was asked to stop. Raises what these raise,
-    and ``Unavailable`` if it cannot listen.
+    Raises what telling of its ``course`` raises, and ``Unavailable`` if it cannot listen.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(services, endpoints, settings, stop, ready, stopping))
+    run_loop(_serve(services, endpoints, settings, course))
 
 
 async def _serve(
-    services: Services,
-    endpoints: Sequence[Endpoint],
-    settings: Settings,
-    stop: Stop,
-    ready: Callable[[], None],
-    stopping: Callable[[], None],
+    services: Services, endpoints: Sequence[Endpoint], settings: Settings, course: Course
 ) -> None:
     daemon = Daemon(services, settings.limits, read_only=settings.read_only)
-    grace = 0.0
-    try:
-        await daemon.start([_binding(endpoint, settings) for endpoint in endpoints])
-        ready()
-        grace = settings.grace
-        await stop.wait()
-        stopping()
-    finally:
-        await daemon.stop(grace)
+    bindings = [_binding(endpoint, settings) for endpoint in endpoints]
+    await serve_until_stopped(course, lambda: daemon.start(bindings), daemon.stop, settings.grace)
 
 
 def _binding(endpoint: Endpoint, settings: Settings) -> Binding:
     if not endpoint.tls:
         return Binding(endpoint.address, admin=endpoint.admin)
     assert settings.tls is not None
-    return Binding(endpoint.address, settings.tls.credentials(admin=endpoint.admin), endpoint.admin)
+    credentials = renewed_credentials(settings.tls, admin=endpoint.admin)
+    return Binding(endpoint.address, credentials, endpoint.admin)
 
 
 def serve_as_worker(open_store: Callable[[Mapping[str, Any]], AbstractContextManager[Services]]) -> bool:
-    """Serves as the worker of the process that started this one. ``open_store`` gets from the
-    configuration what belongs to the store. Returns whether it came to serve; if not, the parent knows
-    why."""
-    parent = Parent()
-    # Whoever types Ctrl-C means the parent, which tells us. The signals were blocked until now.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGHUP))
-    configuration = parent.configuration()
+    """Serves as the worker of the process that started this one; see ``serving.process``."""
+    return process.serve_as_worker(open_store, _serve_as_told, orphaned=_orphaned)
+
+
+def _serve_as_told(services: Services, configuration: Mapping[str, Any], course: Course) -> None:
     settings, endpoints = from_json(configuration)
-    stop = Stop()
-    deadline = Deadline(lambda: None)
-    served = False
+    serve(services, endpoints, settings, course)
 
-    def ready() -> None:
-        nonlocal served
-        served = True
-        parent.report(ready=True)
 
-    def stopping() -> None:
-        parent.report(stopping=True)
-        deadline.set(settings.grace + OVERTIME_SECONDS)
-
-    with stop_signals(stop.request, lambda: None):
-        parent.listen(stop)
-        try:
-            with open_store(configuration["store"]) as services:
-                serve(services, endpoints, settings, stop, ready=ready, stopping=stopping)
-        except (NeveError, OSError) as error:
-            if served:
-                raise
-            parent.report(failed=str(error))
-        finally:
-            deadline.cancel()
-            if parent.gone and configuration["folder"] is not None:
-                abandon(configuration["folder"])
-    return served
+def _orphaned(configuration: Mapping[str, Any]) -> None:
+    if configuration["folder"] is not None:
+        abandon(configuration["folder"])

@@ -42,5 +42,5 @@ def from_json(document: Mapping[str, Any]) -> tuple[Settings, list[Endpoint]]:
     """The inverse of ``to_json``."""
     values = dict(document["settings"])
     values["limits"] = Limits(**values["limits"])
-    values["tls"] = values["tls"] and Tls(**values["tls"])
+    values["tls"] = values["tls"] and Tls.from_json(values["tls"])
     return Settings(**values), [Endpoint(**endpoint) for endpoint in document["endpoints"]]

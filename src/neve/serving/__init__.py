@@ -3,9 +3,12 @@
 =============  ====================================================================
 ``addresses``  where to listen, as it is written
 ``sockets``    claims paths and ports; the sockets that systemd passed on
-``tls``        reads certificates
+``listeners``  all the addresses of a server, claimed and published
+``tls``        certificates, read and checked
+``renewed``    what files hold, read again when they change
 ``workers``    processes: started, watched, replaced, ended
-``process``    one of them: its event loop, and what it has to do with its parent
+``main``       the process that somebody started: serves, or has workers that do
+``process``    one that serves: its event loop, and what it has to do with its parent
 ``stopping``   signals, and the time that is left after one
 =============  ====================================================================
 """

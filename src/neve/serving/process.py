@@ -12,13 +12,20 @@ import contextlib
 import json
 import os
 import resource
+import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from neve.errors import InvalidRequest
-from neve.serving.stopping import Stop
+from neve.errors import InvalidRequest, NeveError
+from neve.serving.stopping import OVERTIME_SECONDS, Deadline, Stop, stop_signals
+
+Opened = TypeVar("Opened")
+"""What of a store a server works with."""
 
 SWITCH_SECONDS = 0.001
 """Threads that compress must not hold up the event loop for longer."""
@@ -43,6 +50,43 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Until when a process serves, and whom it tells."""
+
+    stop: Stop
+    ready: Callable[[], None]
+    """Is called when it listens."""
+    stopping: Callable[[], None]
+    """Is called when it was asked to stop."""
+
+
+def run_loop(serving: Coroutine[Any, Any, None]) -> None:
+    """Runs the event loop of a process that serves, to the end of ``serving``."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(serving)
+
+
+async def serve_until_stopped(
+    course: Course,
+    start: Callable[[], Awaitable[object]],
+    end: Callable[[float], Awaitable[None]],
+    grace: float,
+) -> None:
+    """Serves from ``start`` until it is asked to stop. Then, and after any failure, ``end`` is told how
+    many seconds what is in flight has: ``grace``, if there can be anything."""
+    left = 0.0
+    try:
+        await start()
+        course.ready()
+        left = grace
+        await course.stop.wait()
+        course.stopping()
+    finally:
+        await end(left)
+
+
 class Parent:
     """The two pipes to the parent."""
 
@@ -53,6 +97,8 @@ class Parent:
         os.dup2(2, 1)
         self._said_more = False
         self.gone = False
+        self.knows_ready = False
+        """Whether it was told that this process serves."""
 
     def configuration(self) -> dict[str, Any]:
         """What it says first. Raises ``InvalidRequest`` if that is nothing, or nothing of use."""
@@ -68,6 +114,7 @@ class Parent:
 
     def report(self, **what: object) -> None:
         """Tells it something; nothing happens if it is gone."""
+        self.knows_ready = self.knows_ready or "ready" in what
         line = memoryview(json.dumps(what).encode() + b"\n")
         try:
             while line:
@@ -89,3 +136,41 @@ class Parent:
         stop.request()
         time.sleep(_ORPHAN_SECONDS)
         os._exit(1)
+
+
+def serve_as_worker(
+    open_store: Callable[[Mapping[str, Any]], AbstractContextManager[Opened]],
+    serve: Callable[[Opened, Mapping[str, Any], Course], None],
+    *,
+    orphaned: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> bool:
+    """Serves as the worker of the process that started this one. ``open_store`` gets from the
+    configuration what belongs to the store, ``serve`` all of it; so does ``orphaned``, at the end, if the
+    parent is gone. Returns whether it came to serve; if not, the parent knows why."""
+    parent = Parent()
+    # Whoever types Ctrl-C means the parent, which tells us. The signals were blocked until now.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGHUP))
+    configuration = parent.configuration()
+    stop, deadline = Stop(), Deadline(lambda: None)
+
+    def stopping() -> None:
+        parent.report(stopping=True)
+        deadline.set(configuration["settings"]["grace"] + OVERTIME_SECONDS)
+
+    course = Course(stop=stop, ready=lambda: parent.report(ready=True), stopping=stopping)
+    with stop_signals(stop.request, lambda: None):
+        parent.listen(stop)
+        try:
+            with open_store(configuration["store"]) as opened:
+                serve(opened, configuration, course)
+        except (NeveError, OSError) as error:
+            if parent.knows_ready:
+                raise
+            parent.report(failed=str(error))
+        finally:
+            deadline.cancel()
+            if parent.gone:
+                orphaned(configuration)
+    return parent.knows_ready

@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from neve.errors import InvalidRequest, Unavailable
-from neve.registry import parse_address
+from neve.errors import Unavailable
 from neve.serving.stopping import OVERTIME_SECONDS
 from neve.telemetry import LOGGER
 
@@ -235,14 +234,3 @@ def _blocked_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def check_shareable(urls: Sequence[str]) -> None:
-    """Raises ``InvalidRequest`` if one of these stores exists in one process only."""
-    for url in urls:
-        address = parse_address(url)
-        if address.scheme == "memory" or (address.scheme == "local" and not address.path):
-            raise InvalidRequest(
-                f"{url} exists in one process only and cannot be shared by several workers; "
-                "name a folder, local:///srv/neve"
-            )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
 from neve.errors import InvalidRequest
 from neve.packstore.address import temporary_folder
-from neve.registry import nested_addresses, parse_address
+from neve.registry import nested_addresses, parse_address, shown_url
+
+_IN_MEMORY = ("memory", "lru")
 
 
 def is_local(url: str) -> bool:
@@ -46,6 +49,21 @@ def home(url: str) -> str:
         far = nested.get("far")
         following = nested.get("near") if far is not None and is_source(home(far)) else far
     return url if following is None else home(following)
+
+
+def check_shareable(urls: Sequence[str]) -> None:
+    """Raises ``InvalidRequest`` if what is put to one of these stores is there in one process only.
+
+    What is only kept near may be: each process has its own then.
+    """
+    for url in urls:
+        place = parse_address(home(url))
+        if place.scheme in _IN_MEMORY or (place.scheme == "local" and not place.path):
+            whose = "" if place.url == url else f" of {shown_url(url)}"
+            raise InvalidRequest(
+                f"{shown_url(place.url)}{whose} exists in one process only and cannot be shared by several "
+                "workers; name a folder, local:///srv/neve"
+            )
 
 
 def pin_temporary(url: str) -> str:

@@ -52,12 +52,16 @@ def path_info_from_message(message: PathInfoMessage) -> PathInfo:
             name, node = node_from_message(message.entry)
     except InvalidRequest as error:
         raise InvalidPathInfo(f"node: {error}") from error
-    try:
-        store_path = StorePath.parse_base_name(name)
-    except InvalidRequest as error:
-        raise InvalidPathInfo(f"node.name: {error}") from error
+    store_path = _store_path(name)
     nar = _nar_details(message.narinfo) if message.HasField("narinfo") else None
     return PathInfo(store_path, node, tuple(message.references), nar)
+
+
+def _store_path(name: bytes) -> StorePath:
+    try:
+        return StorePath.parse_base_name(name)
+    except InvalidRequest as error:
+        raise InvalidPathInfo(f"node.name: {error}") from error
 
 
 def _nar_details(message: NarInfoMessage) -> NarDetails:
@@ -115,13 +119,24 @@ def encode_path_info(path_info: PathInfo) -> bytes:
 
 def decode_path_info(data: bytes) -> PathInfo:
     """Raises ``InvalidPathInfo``."""
+    return path_info_from_message(_message(data))
+
+
+def decode_path_name(data: bytes) -> StorePath:
+    """The store path of an encoded path info, about which nothing else is checked: a third of the work.
+    Raises ``InvalidPathInfo``."""
+    node = _message(data).node
+    kind = node.WhichOneof("node")
+    return _store_path(getattr(node, kind).name if kind is not None else b"")
+
+
+def _message(data: bytes) -> pathinfo_pb2.PathInfo:
     from google.protobuf.message import DecodeError
 
     try:
-        message = pathinfo_pb2.PathInfo.FromString(data)
+        return pathinfo_pb2.PathInfo.FromString(data)
     except DecodeError as error:
         raise InvalidPathInfo(f"{len(data)} bytes are no PathInfo message: {error}") from error
-    return path_info_from_message(message)
 
 
 def encode_node(node: Node) -> bytes:

@@ -224,6 +224,8 @@ class PathInfoServiceContract:
             service.put(info)
         assert list(service.list()) == infos
         assert list(service) == infos
+        assert list(service.names()) == [info.store_path for info in infos]
+        assert list(service.names(infos[9].digest, 2)) == [info.store_path for info in infos[10:12]]
         pages = []
         after = b""
         while page := list(service.list(after, 7)):

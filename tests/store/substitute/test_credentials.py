@@ -15,7 +15,7 @@ from neve.registry import parse_address
 from neve.store.services import Services, open_services
 from neve.store.substitute import address as address_module
 from neve.store.substitute.address import open_files
-from neve.store.substitute.credentials import MAX_FILE_BYTES, netrc_files, token_file
+from neve.store.substitute.credentials import MAX_FILE_BYTES, MAX_NETRC_BYTES, netrc_files, token_file
 from neve.store.substitute.files import CacheFiles, InvalidAnswer
 from neve.testing.servers import Certificates, make_certificates
 from tests.logged import logged
@@ -119,6 +119,7 @@ def test_netrc(server: Server, tmp_path: Path) -> None:
         (None, "No such file or directory"),
         (b"machine 127.0.0.1 login me password secret oops-secret\n", "line [12]: cannot be read"),
         (b"\xff\xfe\x00", "."),
+        (b"# secret\n" * (MAX_NETRC_BYTES // 9 + 1), f"longer than the limit of {MAX_NETRC_BYTES} bytes"),
     ],
 )
 def test_a_netrc_that_cannot_be_read(

@@ -7,6 +7,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
 from neve.nix.store_path import StorePath, content_addressed_path
 from neve.store.pathinfos.nix_cache import NixCachePathInfoService, Untrusted
 from neve.store.services import Services, open_services
-from neve.store.substitute.files import InvalidAnswer
+from neve.store.substitute.files import InvalidAnswer, Transient
 from neve.store.substitute.folder import FolderCache
 from neve.store.substitute.http import MAX_REDIRECTS
 from neve.testing.pathinfos import store_path
@@ -467,7 +469,9 @@ def transient(contents: bytes) -> dict[str, Answer]:
         "500": status(500),
         "502": status(502),
         "503 later": status(503, Retry_After="0"),
-        "503 some day": status(503, Retry_After="Wed, 21 Oct 2037 07:28:00 GMT"),
+        "503 until then": status(503, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
+        "503 some day": status(503, Retry_After="some day"),
+        "408": status(408),
         "429": status(429),
         "no answer": breaking(b"", hard=False),
         "no answer, reset": breaking(b""),
@@ -480,6 +484,27 @@ def transient(contents: bytes) -> dict[str, Answer]:
         ),
         "cut without a length": breaking(head(200, Connection="close") + contents[:-50_000], hard=False),
     }
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [
+        ("120", 120, 120),
+        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3000, 3600),
+        (format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True), 0, 0),
+        *((nonsense, 0, 0) for nonsense in ("", "-1", "1.5", "\u0663", "9" * 100, "Wed, 99 Oct 99999")),
+    ],
+)
+def test_how_long_a_server_asks_to_wait(
+    server: Server, memory: Services, asked: str, least: float, most: float
+) -> None:
+    server.routes["/x"] = [status(503, Retry_After=asked.encode().decode("latin-1"))]
+    cache = http_cache(server.url, memory, attempts=1)
+    with pytest.raises(Unavailable) as refused:
+        cache._files.read("x", 10)
+    cache.close()
+    assert isinstance(refused.value.__cause__, Transient)
+    assert least <= refused.value.__cause__.after <= most
 
 
 @pytest.mark.parametrize("failure", transient(b""))

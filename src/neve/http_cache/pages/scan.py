@@ -1,33 +1,57 @@
 """Going through many store paths, a bounded part for each request.
 
-Reading a path info costs about a tenth of a millisecond, so a store of a million paths takes minutes.
-A scan stops after a number of paths or a time and says where to go on.
+Reading a path info costs about a tenth of a millisecond, and its name a third of that, so a store of a
+million paths takes minutes, or half a minute. A scan stops after a number of paths or a time and says where
+to go on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from neve.errors import Corrupt
-from neve.store.path_info import PathInfo
-from neve.store.pathinfos.base import PathInfoService
 from neve.telemetry import LOGGER
 
 _PAGE = 500
 
+LARGE_PAGE = 10_000
+"""Of names: the more of them are read at once, the more of them are read from the same place."""
 
-class Scan:
-    """Iterates over path infos behind ``after``, up to ``limit`` of them, for ``seconds`` at most.
+_PAGE_SECONDS = 0.3
+"""Pages become larger as long as they take less: a scan can only stop between them."""
+
+
+class Listed(Protocol):
+    """What has a place in a list."""
+
+    @property
+    def digest(self) -> bytes: ...
+
+
+L = TypeVar("L", bound=Listed)
+
+
+class Scan(Generic[L]):
+    """Iterates over what ``list_page`` gives (``PathInfoService.list`` or ``names``) behind ``after``, up to
+    ``limit`` of it, for about ``seconds``.
 
     At least one page is read, so that whoever goes on gets to the end. Damage ends a scan like a limit
     does: what was found before it counts. Raises ``Unsupported`` when the service cannot list.
     """
 
     def __init__(
-        self, path_infos: PathInfoService, *, after: bytes = b"", limit: int, seconds: float
+        self,
+        list_page: Callable[[bytes, int], Sequence[L]],
+        *,
+        after: bytes = b"",
+        limit: int,
+        seconds: float,
+        largest_page: int = _PAGE,
     ) -> None:
-        self._path_infos = path_infos
+        self._list = list_page
+        self._largest_page = largest_page
         self._limit = limit
         self._seconds = seconds
         self.after = after
@@ -38,11 +62,12 @@ class Scan:
         self.damage: Corrupt | None = None
         """What kept the scan from going on."""
 
-    def __iter__(self) -> Iterator[PathInfo]:
-        deadline = time.monotonic() + self._seconds
+    def __iter__(self) -> Iterator[L]:
+        began = now = time.monotonic()
+        size = _PAGE
         while self.examined < self._limit:
             try:
-                page = self._path_infos.list(self.after, min(_PAGE, self._limit - self.examined))
+                page = self._list(self.after, min(size, self._limit - self.examined))
             except Corrupt as error:
                 LOGGER.warning("the store paths cannot be listed: %s", error)
                 self.damage = error
@@ -50,12 +75,15 @@ class Scan:
             if not page:
                 self.ended = True
                 return
-            for path_info in page:
-                self.after = path_info.digest
+            for each in page:
+                self.after = each.digest
                 self.examined += 1
-                yield path_info
-            if time.monotonic() >= deadline:
+                yield each
+            before, now = now, time.monotonic()
+            if now - began >= self._seconds:
                 return
+            if now - before < _PAGE_SECONDS:
+                size = min(2 * size, self._largest_page)
 
     @property
     def share(self) -> float:

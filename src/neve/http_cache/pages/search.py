@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from neve.castore.path import parse_path
-from neve.errors import InvalidRequest, Unsupported
-from neve.http_cache.pages.scan import Scan
+from neve.errors import Corrupt, InvalidRequest, Unsupported
+from neve.http_cache.pages.scan import LARGE_PAGE, Scan
 from neve.nix import base32
 from neve.nix.store_path import DIGEST_SIZE, STORE_DIR, StorePath
 from neve.store.path_info import PathInfo
@@ -20,17 +22,24 @@ _FOUND = 50
 _EXAMINED = 50_000
 _SECONDS = 2.0
 """What one request may look through: a person waits for it, and a thread is taken."""
-_GOING_ON_EXAMINED = 200_000
+_GOING_ON_EXAMINED = 500_000
 _GOING_ON_SECONDS = 5.0
-"""The same for who wants to go on, and so knows that it takes a while: ten times for a million paths."""
+"""The same for who wants to go on, and so knows that it takes a while: six times for a million paths."""
 _DIGEST_CHARACTERS = base32.encoded_length(DIGEST_SIZE)
+
+
+class Unreadable(NamedTuple):
+    """A store path of which only the name can be read. Its page tells what is the matter with it."""
+
+    store_path: StorePath
+    nar: None = None
 
 
 @dataclass(frozen=True)
 class Found:
     """The store paths that one request has found."""
 
-    paths: tuple[PathInfo, ...]
+    paths: tuple[PathInfo | Unreadable, ...]
     examined: int
     """How many were looked at for it."""
     after: bytes | None
@@ -87,18 +96,18 @@ def search(
     Looks at up to ``examined`` paths behind ``after``, in the order of their digests, for ``seconds``; by
     default at less for the first page than for those who go on.
     """
-    needle = query.lower()
+    matches = _matcher(query.lower())
     if examined is None:
         examined = _GOING_ON_EXAMINED if after else _EXAMINED
     if seconds is None:
         seconds = _GOING_ON_SECONDS if after else _SECONDS
-    scan = Scan(path_infos, after=after, limit=examined, seconds=seconds)
-    matching: list[PathInfo] = []
+    scan = Scan(path_infos.names, after=after, limit=examined, seconds=seconds, largest_page=LARGE_PAGE)
+    matching: list[PathInfo | Unreadable] = []
     problem = None
     try:
-        for path_info in scan:
-            if _matches(path_info.store_path, needle):
-                matching.append(path_info)
+        for store_path in scan:
+            if matches(store_path) and (listed := _listed(path_infos, store_path)) is not None:
+                matching.append(listed)
                 if len(matching) == found:
                     break
     except Unsupported:
@@ -113,5 +122,19 @@ def search(
     return Found(tuple(matching), scan.examined, None if stopped else scan.after, scan.share, problem)
 
 
-def _matches(store_path: StorePath, needle: str) -> bool:
-    return needle in store_path.name.lower() or base32.encode(store_path.digest).startswith(needle)
+def _matcher(needle: str) -> Callable[[StorePath], bool]:
+    """Whether a path is looked for."""
+    if not set(needle) <= set(base32.ALPHABET):  # No hash begins so.
+        return lambda path: needle in path.name.lower()
+    return lambda path: needle in path.name.lower() or base32.encode(path.digest).startswith(needle)
+
+
+def _listed(path_infos: PathInfoService, path: StorePath) -> PathInfo | Unreadable | None:
+    """The path info of what has just been listed, unless it is gone. Asking for it by its digest might
+    fetch it from somewhere else."""
+    before = int.from_bytes(path.digest, "big") - 1
+    try:
+        page = path_infos.list(before.to_bytes(DIGEST_SIZE, "big") if before >= 0 else b"", 1)
+    except Corrupt:
+        return Unreadable(path)
+    return next((path_info for path_info in page if path_info.digest == path.digest), None)

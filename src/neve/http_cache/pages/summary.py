@@ -45,7 +45,7 @@ def summarize(
 
     Does not raise what the store raises: the page has more to tell than numbers.
     """
-    scan = Scan(services.path_infos, limit=examined, seconds=seconds)
+    scan = Scan(services.path_infos.list, limit=examined, seconds=seconds)
     nar_bytes = 0
     some: list[PathInfo] = []
     problem = None
@@ -77,7 +77,7 @@ def _counted(services: Services) -> int | None:
     return None if services.packs is None else services.packs.index.count(PATH_INFOS.id)
 
 
-def _concluded(scan: Scan) -> int | None:
+def _concluded(scan: Scan[PathInfo]) -> int | None:
     """How many there are if they lie as close everywhere as where the scan has been."""
     return None if scan.share <= 0 or not scan.examined else round(scan.examined / scan.share)
 

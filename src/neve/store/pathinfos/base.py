@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from neve.errors import InvalidRequest, LimitExceeded, NotFound, Unsupported
 from neve.nix import base32
 from neve.nix.signing import Signature
-from neve.nix.store_path import DIGEST_SIZE
+from neve.nix.store_path import DIGEST_SIZE, StorePath
 from neve.store.path_info import PathDescription, PathInfo, united
 from neve.store.wire import encode_path_info
 
@@ -59,6 +59,10 @@ class PathInfoService(ABC):
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
         """Up to ``limit`` path infos with digests above ``after``, ascending. May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot list path infos")
+
+    def names(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[StorePath]:
+        """The store paths of what ``list`` gives. A backend can often tell them without reading all of it."""
+        return [path_info.store_path for path_info in self.list(after, limit)]
 
     def __iter__(self) -> Iterator[PathInfo]:
         """All path infos, a page at a time. May be ``Unsupported``."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from neve.castore.absences import Absences, absences_of
 from neve.errors import Conflict, NeveError
+from neve.nix.store_path import StorePath
 from neve.registry import Address
 from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest
@@ -32,6 +33,7 @@ class CachedPathInfoService(PathInfoService):
         self._far = far
         self._absences = Absences(None) if absences is None else absences
         self._gets: SingleFlight[bytes, PathInfo | None] = SingleFlight()
+        self._descriptions: SingleFlight[bytes, PathInfo | PathDescription | None] = SingleFlight()
         self.may_fetch = near.may_fetch or far.may_fetch
 
     def get(self, digest: bytes) -> PathInfo | None:
@@ -76,6 +78,12 @@ class CachedPathInfoService(PathInfoService):
         near = self._from_near(digest)
         if near is not None or digest in self._absences:
             return near
+        return self._descriptions.run(digest, lambda: self._described_far(digest))
+
+    def _described_far(self, digest: bytes) -> PathInfo | PathDescription | None:
+        near = self._from_near(digest)
+        if near is not None:
+            return near
         found = self._far.describe(digest)
         if found is None:
             self._absences.add([digest])
@@ -98,6 +106,9 @@ class CachedPathInfoService(PathInfoService):
 
     def list(self, after: bytes = b"", limit: int = 1000) -> Sequence[PathInfo]:
         return self._listed.list(after, limit)
+
+    def names(self, after: bytes = b"", limit: int = 1000) -> Sequence[StorePath]:
+        return self._listed.names(after, limit)
 
     def __iter__(self) -> Iterator[PathInfo]:
         return iter(self._listed)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from neve.errors import Corrupt, NotFound
 from neve.nix import base32
+from neve.nix.store_path import StorePath
 from neve.packstore.address import open_address
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, Table, TableTransaction
 from neve.registry import Address
 from neve.store.path_info import InvalidPathInfo, PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest, to_be_stored
-from neve.store.wire import decode_path_info, encode_path_info
+from neve.store.wire import decode_path_info, decode_path_name, encode_path_info
+
+T = TypeVar("T")
 
 PATH_INFOS = Table(3, "pathinfos")
 REFERRERS = Table(5, "referrers")
@@ -60,14 +64,22 @@ class LocalPathInfoService(PathInfoService):
         return self._store.update(change)
 
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
-        found: list[PathInfo] = []
+        return self._page(after, limit, decode_path_info)
+
+    def names(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[StorePath]:
+        return self._page(after, limit, decode_path_name)
+
+    def _page(self, after: bytes, limit: int, decode: Callable[[bytes], T]) -> Sequence[T]:
+        """What ``decode`` makes of a page of records."""
+        found: dict[bytes, T] = {}
         # A page of which nothing is left is not the end of the list.
         while not found and (page := self._store.page(PATH_INFOS, after, limit)):
-            for key, location in page:
+            # Those that lie side by side may share a frame, which is unpacked once that way.
+            for key, location in sorted(page, key=lambda item: item[1].place):
                 with contextlib.suppress(NotFound):  # Deleted, and its pack gone, since the page was read.
-                    found.append(_decode(key, self._store.read(PATH_INFOS, key, location)))
+                    found[key] = _decoded(key, self._store.read(PATH_INFOS, key, location), decode)
             after = page[-1][0]
-        return found
+        return [found[key] for key in sorted(found)]
 
     def delete_many(self, digests: Sequence[bytes]) -> int:
         for digest in digests:
@@ -117,8 +129,12 @@ def _forget_references(transaction: TableTransaction, path_info: PathInfo | None
 
 
 def _decode(digest: bytes, data: bytes) -> PathInfo:
+    return _decoded(digest, data, decode_path_info)
+
+
+def _decoded(digest: bytes, data: bytes, decode: Callable[[bytes], T]) -> T:
     try:
-        return decode_path_info(data)
+        return decode(data)
     except InvalidPathInfo as error:
         raise Corrupt(f"the stored path info of {base32.encode(digest)} is invalid: {error}") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from neve.castore.node import Node
 from neve.errors import InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unavailable
 from neve.nix.signing import SecretKey, Signature
+from neve.nix.store_path import StorePath
 from neve.registry import Address
 from neve.store.nar.render import NarCalculation, NarRenderer, RenderingNarCalculation
 from neve.store.nar_nodes import Nar
@@ -66,6 +67,9 @@ class SigningPathInfoService(PathInfoService):
 
     def list(self, after: bytes = b"", limit: int = 1000) -> Sequence[PathInfo]:
         return self._inner.list(after, limit)
+
+    def names(self, after: bytes = b"", limit: int = 1000) -> Sequence[StorePath]:
+        return self._inner.names(after, limit)
 
     def __iter__(self) -> Iterator[PathInfo]:
         return iter(self._inner)

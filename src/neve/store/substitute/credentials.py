@@ -24,6 +24,9 @@ NIX_NETRC = "/etc/nix/netrc"
 MAX_FILE_BYTES = 64 * 1024
 """Longest token file: servers take headers of some kilobytes; this bounds what a wrong name makes us read."""
 
+MAX_NETRC_BYTES = 1024 * 1024
+"""Longest netrc file: some thousand hosts, and again no more than that of what is none."""
+
 _TOKEN = re.compile(r"[!-~]+")
 
 
@@ -49,7 +52,7 @@ def token_file(path: str) -> Credentials:
     """
 
     def read() -> str:
-        token = _read(path).strip()
+        token = _read(path, MAX_FILE_BYTES).decode("utf-8", "surrogateescape").strip()
         if not _TOKEN.fullmatch(token):
             raise InvalidRequest(f"token file {path}: must hold one token, of printable ASCII characters")
         return f"Bearer {token}"
@@ -83,8 +86,8 @@ def netrc_files(host: str, required: str | None, others: Sequence[str]) -> Crede
 
 def _from_netrc(path: str, host: str) -> str | None:
     try:
-        with _file_errors(path):
-            found = netrc.netrc(path).authenticators(host)
+        with _as_file(_read(path, MAX_NETRC_BYTES)) as copy:
+            found = netrc.netrc(copy).authenticators(host)
     except netrc.NetrcParseError as error:
         # Not chained, and without its message: that repeats what it cannot read, which may be a password.
         raise InvalidRequest(f"netrc file {path}, line {error.lineno}: cannot be read") from None
@@ -93,12 +96,21 @@ def _from_netrc(path: str, host: str) -> str | None:
     return None if found is None else _basic(found[0], found[2] or "")
 
 
-def _read(path: str) -> str:
+def _read(path: str, limit: int) -> bytes:
     with _file_errors(path), open(path, "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise InvalidRequest(f"{path} is longer than the limit of {MAX_FILE_BYTES} bytes")
-    return data.decode("utf-8", "surrogateescape")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise InvalidRequest(f"{path} is longer than the limit of {limit} bytes")
+    return data
+
+
+@contextlib.contextmanager
+def _as_file(data: bytes) -> Iterator[str]:
+    """A path to ``data`` for the library, which reads files of any length and nothing but files."""
+    with open(os.memfd_create("neve-netrc"), "wb") as file:
+        file.write(data)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 @contextlib.contextmanager

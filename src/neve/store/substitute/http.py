@@ -13,8 +13,10 @@ import itertools
 import random
 import re
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -53,7 +55,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _ABSENT = (403, 404)
 """Some servers do not tell what is not there from what is not allowed."""
 _REFUSED = (401, 407)
-_BUSY = 429
+_BUSY = (408, 429)
+"""Servers that gave up waiting for the request, or have too many: as passing as what they call errors."""
 
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 _SAFE = "/%?=&+~:@!$'()*,;[]"
@@ -236,13 +239,22 @@ def _check_status(response: httpcore.Response, where: str) -> None:
     if status == 200:
         return
     _use_up(response)
-    if status == _BUSY or status >= 500:
-        asked = _header(response, "retry-after") or ""
-        after = float(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 9 else 0
+    if status in _BUSY or status >= 500:
+        after = _asked_delay(_header(response, "retry-after") or "")
         raise Transient(f"{where}: the server answers with status {status}", after=after)
     if status in _REFUSED:
         raise PermissionDenied(f"{where}: the server answers with status {status}: it wants credentials")
     raise InvalidAnswer(f"{where}: the server answers with status {status}")
+
+
+def _asked_delay(retry_after: str) -> float:
+    """Seconds to wait, by what a server says: a number of them, or a date (RFC 9110, section 10.2.3)."""
+    if retry_after.isascii() and retry_after.isdecimal() and len(retry_after) < 9:
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _use_up(response: httpcore.Response) -> None:
