@@ -27,6 +27,7 @@ HEAVY = [
 
 
 SIGNALS = {
+    "neve.http_cache.connection._AmbiguousError",
     "neve.http_cache.connection._HeadTooLongError",
     "neve.http_cache.connection._TooManyError",
     "neve.http_cache.exchange.ClientGoneError",
