@@ -26,8 +26,8 @@ print(count, looked)
 
 
 def test_memory_is_bounded(tmp_path: Path, mounted: Callable[..., Mount]) -> None:
-    """Who only reads names costs nothing; for each file that is looked at, the kernel holds a kilobyte, and we
-    much less."""
+    """Who only reads names costs nothing; for each file that is looked at, the kernel holds a kilobyte, and
+    we much less."""
     url = f"local://{tmp_path}/store"
     base_name = directory_of(url, FILES, FOLDERS)
     mount = mounted(url)
