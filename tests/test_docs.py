@@ -8,8 +8,9 @@ from pathlib import Path
 
 from neve.cli.server_options import shown_size
 from neve.fs.fuse.session import MAX_READ_BYTES
+from neve.fs.vhost.device import DRAIN_SECONDS
 from neve.fs.vhost.messages import MAX_QUEUE_SIZE
-from neve.fs.vhost.ring import DRAIN_SECONDS, MAX_REQUEST_BYTES
+from neve.fs.vhost.ring import MAX_REQUEST_BYTES
 from neve.rpc.target import DEFAULT_TIMEOUT, PARAMETERS
 from neve.server.limits import Limits
 from neve.store.pathinfos.lru import DEFAULT_CAPACITY

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
 
+from neve.cli.options import StoreOptions
+from neve.cli.virtiofs import _sessions
+from neve.fs.fuse.session import SessionOptions
 from neve.fs.vhost.device import DeviceOptions
 from neve.fs.vhost.run import GuestOptions
 from neve.serving.addresses import UnixAddress
@@ -70,3 +75,13 @@ def test_places_where_no_socket_can_be(neve: Neve, tmp_path: Path, place: str) -
         in neve("virtiofs", tmp_path / place, *with_store).failure
     )
     assert (tmp_path / "file").is_file()
+
+
+def test_nothing_stays_of_a_front_end_that_has_gone() -> None:
+    with _sessions(StoreOptions("memory://"), SessionOptions()) as make:
+        session = make()
+        known = weakref.ref(session)
+        session.close()
+        del session
+        gc.collect()
+        assert known() is None

@@ -110,10 +110,14 @@ def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable
 
     sessions: list[Session] = []
 
+    class GuestSession(Session):
+        def close(self) -> None:
+            """Nothing of it stays, which may be much, unless a call of the store still hangs."""
+            super().close()
+            sessions[:] = [session for session in sessions if not session.wait_until_idle(0)]
+
     def make() -> Session:
-        # Those of front-ends that have gone, and where a call of the store still hangs.
-        sessions[:] = [session for session in sessions if not session.wait_until_idle(0)]
-        sessions.append(Session(Tree(opened.blobs, opened.directories, roots), options))
+        sessions.append(GuestSession(Tree(opened.blobs, opened.directories, roots), options))
         return sessions[-1]
 
     sys.setswitchinterval(_SWITCH_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import select
@@ -14,12 +15,18 @@ from pathlib import Path
 
 import pytest
 
+from neve.fs.vhost import device as device_module
 from neve.fs.vhost import ring as ring_module
 from neve.fs.vhost.device import MAX_REQUEST_QUEUES, DeviceOptions
 from neve.fs.vhost.messages import Feature, ProtocolFeature, Request
+from neve.fs.vhost.ring import Ring
 from neve.fs.vhost.server import Server
+from neve.fs.vhost.virtqueue import Chain
 from tests.logged import logged
 
+from .driver import GUEST as DRIVER_GUEST
+from .driver import USER as DRIVER_USER
+from .driver import Descriptor, Driver, small_memory
 from .frontend import (
     ECHO,
     GUEST,
@@ -128,7 +135,8 @@ def test_stopping_waits_for_what_is_in_flight(served: Serving, front_end: FrontE
 def test_stopping_does_not_wait_for_ever(
     served: Serving, front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring_module, "DRAIN_SECONDS", 0.01)
+    monkeypatch.setattr(device_module, "DRAIN_SECONDS", 0.01)
+    front_end.start_ring(2)  # From then on it counts.
     front_end.make(1, request(HOLD, 7), 32, 0)
     front_end.make(1, request(HOLD, 8), 0, 1)
     front_end.kick(1)
@@ -141,6 +149,100 @@ def test_stopping_does_not_wait_for_ever(
     assert bytes(front_end.memory) == before
     front_end.start_ring(1, 2)
     front_end.converse(1, 9)
+
+
+def test_rings_have_one_time_to_stop_in(
+    served: Serving, front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest with many queues does not wait for each of them."""
+    given: list[float] = []
+    stop = Ring.stop
+
+    def noting(ring: Ring, seconds: float) -> int:
+        given.append(seconds)
+        return stop(ring, seconds)
+
+    monkeypatch.setattr(Ring, "stop", noting)
+    monkeypatch.setattr(device_module, "DRAIN_SECONDS", 0.01)
+    front_end.start_ring(2)
+    for ring in (0, 1):
+        front_end.make(ring, request(HOLD, ring), 16)
+        front_end.kick(ring)
+    held(served, 2)
+    assert [front_end.stop_ring(ring) for ring in (0, 1, 2)] == [1, 1, 0]
+    assert given == [0.01, 0, 0]
+    for ring in (0, 1):
+        assert front_end.answers(ring) == [(0, answer(ring, error=errno.EIO))]
+    front_end.start_ring(1, 1)
+    front_end.stop_ring(1)
+    assert given[3:] == [0.01]
+
+
+def test_a_reset_does_not_wait_for_what_is_in_flight(
+    served: Serving, front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_module, "DRAIN_SECONDS", 2 * PATIENCE)
+    front_end.start_ring(2)
+    front_end.make(1, request(HOLD, 7), 16)
+    front_end.kick(1)
+    held(served)
+    front_end.send(Request.RESET_DEVICE)
+    front_end.settled()
+    # The handler may keep its request for ever, which is small now.
+    gc.collect()
+    assert [list(chain.spans) for chain in gc.get_objects() if isinstance(chain, Chain)] == [[]]
+    before = bytes(front_end.memory)
+    served.handlers[0].release()
+    assert bytes(front_end.memory) == before
+    # All is as at the beginning: a ring has no size any more.
+    front_end.send(Request.SET_VRING_KICK, u64(1), [front_end.kicks[1]])
+    assert front_end.ended()
+
+
+def test_a_guest_that_begins_anew_all_the_time_piles_nothing_up(
+    served: Serving, front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_module, "MAX_UNANSWERED", 3)
+    monkeypatch.setattr(device_module, "DRAIN_SECONDS", 0)
+    front_end.start_ring(2)
+    for boot in range(3):
+        front_end.make(1, request(HOLD, boot), 16)
+        front_end.kick(1)
+        held(served, boot + 1)
+        front_end.stop_ring(1)
+        front_end.answers(1)
+        front_end.drivers[1].reset()
+        front_end.start_ring(1)
+    front_end.make(1, request(ECHO, 8), 16)
+    front_end.kick(1)
+    assert front_end.answers(1) == [(0, answer(8, error=errno.EIO))]
+    front_end.make(1, request(SILENT, 9))
+    front_end.kick(1)
+    assert front_end.answers(1) == [(0, b"")]
+    served.handlers[0].release()
+    front_end.converse(1, 10)
+    front_end.converse(0, 11)
+
+
+def test_a_long_answer_ends_the_turn_of_its_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring_module, "_TURN_SECONDS", 0)
+    raw, memory = small_memory()
+    driver = Driver(memoryview(raw), 16, 0, DRIVER_GUEST, DRIVER_USER)
+    raw[0x8000:0x8028] = request(SILENT, 1)
+    for head in range(3):
+        driver.describe(head, [Descriptor(DRIVER_GUEST + 0x8000, 40)])
+    driver.offer(0, 1, 2)
+    answers = Answers()
+    ring = Ring(1, answers, set())
+    ring.size, ring.addresses, ring.enabled = 16, driver.addresses, True
+    ring.start(memory)
+    for count in (1, 2, 3):
+        assert ring.restless
+        ring.turn()
+        assert len(answers.requests) == count
+    ring.turn()
+    assert not ring.restless
+    ring.drop()
 
 
 def test_a_guest_that_is_paused_goes_on_where_it_was(front_end: FrontEnd) -> None:

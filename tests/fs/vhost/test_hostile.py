@@ -364,6 +364,7 @@ def test_a_ring_without_anything(served: Serving) -> None:
         front_end.set_memory()
         front_end.send(Request.SET_VRING_KICK, u64(3), [front_end.kicks[0]])
         assert front_end.ended()
+        wait_until(lambda: lines, "it is told")
     assert "queue 3 is started without a size or an address" in lines[0]
 
 

@@ -8,6 +8,7 @@ addresses              at any time; a running ring goes on there
 memory table           at any time; running rings go on in it
 kick                   starts a ring, which must have a size, addresses and memory
 GET_VRING_BASE         stops it: when it is answered, nothing is in flight
+RESET_DEVICE           stops all; what is in flight is forgotten
 enable                 from then on requests are taken; without PROTOCOL_FEATURES always
 =====================  ==========================================================================
 
@@ -17,6 +18,7 @@ A guest that reboots is a front-end that stops its rings and sets them up anew; 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +52,10 @@ MAX_REQUEST_QUEUES = 8
 """How many queues of requests a guest may have, beside the one for what is urgent. Linux uses one of them,
 newer kernels one for each processor; one thread serves them all."""
 
+DRAIN_SECONDS = 2.0
+"""How long requests in flight may take when rings are stopped, all of them one after the other; the whole
+guest waits meanwhile."""
+
 _FEATURES = Feature.VERSION_1 | Feature.RING_INDIRECT_DESC | Feature.PROTOCOL_FEATURES
 _PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.RESET_DEVICE
 _CONFIG = struct.Struct(f"<{TAG_BYTES}sI")
@@ -70,7 +76,9 @@ class Device:
 
     def __init__(self, handler: Handler, options: DeviceOptions) -> None:
         self._options = options
-        self.rings = [Ring(index, handler) for index in range(1 + MAX_REQUEST_QUEUES)]
+        unanswered: set[Any] = set()
+        self.rings = [Ring(index, handler, unanswered) for index in range(1 + MAX_REQUEST_QUEUES)]
+        self._patience = DRAIN_SECONDS
         self._memory: GuestMemory | None = None
         self._features = Feature(0)
         self._protocol = ProtocolFeature(0)
@@ -126,8 +134,7 @@ class Device:
 
     def _reset_device(self, _request: Request, _payload: object, _files: object) -> None:
         for ring in self.rings:
-            ring.stop()
-            ring.enabled = False
+            ring.reset()
         self._features = Feature(0)
 
     def _set_mem_table(self, _request: Request, payload: MemoryTable, files: list[int]) -> None:
@@ -149,7 +156,10 @@ class Device:
             ring.start(self._memory)
 
     def _get_vring_base(self, request: Request, payload: VringState, _files: object) -> bytes:
-        base = self._ring(request, payload.index).stop()
+        ring = self._ring(request, payload.index)
+        begun = time.monotonic()
+        base = ring.stop(self._patience)
+        self._patience = max(self._patience - (time.monotonic() - begun), 0)
         return reply_state(request, VringState(payload.index, base))
 
     def _set_vring_kick(self, request: Request, payload: VringFile, files: list[int]) -> None:
@@ -161,6 +171,7 @@ class Device:
         if self._memory is None:
             raise BadMessage(f"{request.name} before there is memory")
         ring.start(self._memory)
+        self._patience = DRAIN_SECONDS
 
     def _set_vring_call(self, request: Request, payload: VringFile, files: list[int]) -> None:
         self._ring(request, payload.index).set_call(_event(files))

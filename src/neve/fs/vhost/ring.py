@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -22,10 +23,14 @@ from neve.telemetry import LOGGER
 MAX_REQUEST_BYTES = 128 * 1024
 """The longest request that is taken. The longest that Linux makes carries the value of an extended attribute,
 64 KiB, and its name; what is written comes in 4 KiB, as the answer to INIT says."""
-DRAIN_SECONDS = 2.0
-"""How long requests in flight may take when a ring is to stop; the whole guest waits meanwhile."""
+MAX_UNANSWERED = 16 * 1024
+"""Requests of all rings that the handler may have. More than rings can hold, each of which has 1024 at most:
+it is for those that were forgotten when a ring was stopped, while a store hangs. A guest that begins anew
+all the time could pile them up."""
 _BATCH = 32
 """Requests that are handed on before somebody else has a turn."""
+_TURN_SECONDS = 0.02
+"""The same in time: a request may take as long as a long listing takes to be encoded."""
 
 _IN_HEADER = struct.Struct("<IIQ")
 """Length, opcode and number of a request: what ``fuse_in_header`` begins with."""
@@ -50,7 +55,8 @@ class Handler(Protocol):
 class Ring:
     """One queue of the device. What the front-end sets is set on it directly, by one thread."""
 
-    def __init__(self, index: int, handler: Handler) -> None:
+    def __init__(self, index: int, handler: Handler, unanswered: set[_InFlight]) -> None:
+        """``unanswered`` is what the handler has to answer, of all rings that have the same one."""
         self.index = index
         self.size = 0
         self.addresses: QueueAddresses | None = None
@@ -60,6 +66,7 @@ class Ring:
         self.restless = False
         """Whether it should have a turn without being kicked."""
         self._handler = handler
+        self._unanswered = unanswered
         self._error: Event | None = None
         self._call: Event | None = None
         self._queue: SplitQueue | None = None
@@ -84,18 +91,28 @@ class Ring:
             self._queue = SplitQueue(memory, self.size, self.addresses, base, MAX_REQUEST_BYTES)
         self.restless = True
 
-    def stop(self) -> int:
-        """Stops it; the index of the next request. What is still in flight after a while gets an error: the
-        guest may go on from here later (a paused one does), and would wait for its answer for ever."""
+    def stop(self, seconds: float) -> int:
+        """Stops it; the index of the next request. What is still in flight after so many seconds gets an
+        error: the guest may go on from here later (a paused one does), and would wait for its answer for
+        ever."""
         with self._lock:
             if self._queue is not None:
                 self.base = self._queue.next_available
-                if not self._idle.wait_for(lambda: not self._in_flight, DRAIN_SECONDS):
+                if not self._idle.wait_for(lambda: not self._in_flight, seconds):
                     for late in list(self._in_flight.values()):
                         self._put(late, late.failure(errno.EIO))
                     self._signal()
             self._forget()
         return self.base
+
+    def reset(self) -> None:
+        """Stops it at once: nobody waits for what is in flight. It is as it was at first, but for its
+        events, of which the front-end may not say again what they are."""
+        with self._lock:
+            self._forget()
+        self.size = self.base = 0
+        self.addresses = None
+        self.enabled = False
 
     def drop(self) -> None:
         """Stops it at once, and touches the guest's memory no more. Closes all descriptors."""
@@ -107,12 +124,18 @@ class Ring:
             self._call = self._error = None
 
     def _forget(self) -> None:
-        self._queue = None
-        self._in_flight.clear()
+        self._leave_queue()
         self.restless = False
         if self.kick is not None:
             self.kick.close()
             self.kick = None
+
+    def _leave_queue(self) -> None:
+        self._queue = None
+        for request in self._in_flight.values():
+            request.forget_spans()
+        self._in_flight.clear()
+        self._idle.notify_all()
 
     def set_kick(self, event: Event) -> None:
         """What says that there are requests. Replaces another one."""
@@ -141,12 +164,15 @@ class Ring:
         if not self.enabled:
             return
         self._turn_of = threading.get_ident()
+        end = time.monotonic() + _TURN_SECONDS
         try:
             for _ in range(_BATCH):
                 taken = self._take()
                 if taken is None:
                     return
                 self._hand_on(*taken)
+                if time.monotonic() > end:
+                    break
             self.restless = True
         finally:
             with self._lock:
@@ -173,6 +199,10 @@ class Ring:
             return chain.request, in_flight
 
     def _hand_on(self, request: bytes, in_flight: _InFlight) -> None:
+        if len(self._unanswered) >= MAX_UNANSWERED:
+            self._finish(in_flight, in_flight.failure(errno.EIO))
+            return
+        self._unanswered.add(in_flight)
         try:
             self._handler.handle(request, lambda parts: self._finish(in_flight, parts))
         except Exception:
@@ -181,6 +211,7 @@ class Ring:
             self._finish(in_flight, in_flight.failure(errno.EIO))
 
     def _finish(self, request: _InFlight, parts: Sequence[bytes | memoryview]) -> None:
+        self._unanswered.discard(request)
         with self._lock:
             if self._in_flight.get(request.chain.head) is not request:
                 return  # The ring was stopped, or this is a second answer.
@@ -212,8 +243,7 @@ class Ring:
         LOGGER.warning("virtio-fs: queue %d of the guest is stopped: %s", self.index, str(error))
         if self._queue is not None:
             self.base = self._queue.next_available
-        self._queue = None
-        self._in_flight.clear()
+        self._leave_queue()
         if self._error is not None:
             self._error.signal()
 
@@ -230,6 +260,10 @@ class _InFlight:
         _, _, self._number = _IN_HEADER.unpack_from(chain.request)
         # Thousands may be in flight: each is only as long as it takes to answer it.
         self.chain = chain._replace(request=b"")
+
+    def forget_spans(self) -> None:
+        """Will not be answered; the handler may keep it for long. It is small from now on."""
+        del self.chain.spans[:]
 
     def failure(self, number: int) -> list[bytes]:
         """The answer that it failed."""

@@ -98,17 +98,19 @@ class Server:
     def _receive(self) -> None:
         connection = self._connection
         assert connection is not None
+        spoke = connection.spoke
         try:
-            spoke, goes_on = connection.spoke, connection.receive()
-            if connection.spoke and not spoke:
-                LOGGER.info("virtio-fs: process %d is connected", connection.peer)
-            if goes_on:
-                return
+            goes_on = connection.receive()
+        except NeveError as error:
+            self._disconnect()
+            LOGGER.warning("virtio-fs: process %d is disconnected: %s", connection.peer, str(error))
+            return
+        if connection.spoke and not spoke:
+            LOGGER.info("virtio-fs: process %d is connected", connection.peer)
+        if not goes_on:
+            self._disconnect()  # What is said to have gone touches no memory any more.
             if connection.spoke:
                 LOGGER.info("virtio-fs: process %d has gone", connection.peer)
-        except NeveError as error:
-            LOGGER.warning("virtio-fs: process %d is disconnected: %s", connection.peer, str(error))
-        self._disconnect()
 
     def _accept(self, make_handler: Callable[[], Handler]) -> None:
         try:
