@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import functools
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from neve.castore.path import show_name
 from neve.errors import NeveError, PermissionDenied, Unsupported
+from neve.fs.caches import Cache
 from neve.fs.fuse.answers import MAX_READ_BYTES, Answers, Failed, SessionOptions
 from neve.fs.fuse.listings import Listings
 from neve.fs.fuse.opcodes import UNANSWERED, WRITING, InitFlag, Opcode
@@ -44,6 +46,9 @@ MAX_WRITE_BYTES = 4096
 
 _PAGE_BYTES = 4096
 
+_TOLD_SECONDS, _REMEMBERED = 10.0, 256
+"""The same error is logged once in so many seconds, as far as so many are remembered."""
+
 _WANTED = (
     InitFlag.ASYNC_READ
     | InitFlag.DO_READDIRPLUS
@@ -71,6 +76,7 @@ class Session:
         self._send: Reply | None = None
         self._under_way: dict[int, tuple[Request, Waiter]] = {}
         self._lock = threading.Lock()
+        self._told: Cache[str, float] = Cache(_REMEMBERED)
         answers = Answers(tree, self._loads, options)
         self._handlers = _handlers(answers, Listings(tree, self._loads, answers))
 
@@ -109,6 +115,7 @@ class Session:
         """Ends the threads; what is under way is answered with an error. Can be called again."""
         self._loads.close()
         self._tree.close()
+        self._kernel = None  # Its inodes are not needed for what is still under way to be given up.
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Waits for the calls of backends that are under way; False if there still is one."""
@@ -198,7 +205,8 @@ class Session:
         except Failed as failure:
             return [error_reply(header.unique, failure.number)]
         except NeveError as error:
-            return [error_reply(header.unique, _errno(request, error))]
+            self._tell(request, error)
+            return [error_reply(header.unique, _errno(error))]
         except Exception:
             LOGGER.exception("internal error, please report it")
             return [error_reply(header.unique, errno.EIO)]
@@ -206,13 +214,20 @@ class Session:
             return ()
         return [reply_header(header.unique, sum(map(len, body))), *body]
 
-
-def _errno(request: Request, error: NeveError) -> int:
-    """What the kernel is told of an error, which is logged."""
-    if not isinstance(error, Closed):
+    def _tell(self, request: Request, error: NeveError) -> None:
+        """Logs an error, but not for everybody who runs into it: a guest must not fill the log."""
+        message, now = str(error), time.monotonic()
+        told = self._told.get(message)
+        if isinstance(error, Closed) or (told is not None and now - told < _TOLD_SECONDS):
+            return
+        self._told.put(message, now, 1)
         header = request.header
         of = f" of {show_name(request.body)}" if isinstance(request.body, bytes) else ""
-        LOGGER.error("%s%s, inode %d: %s", Opcode(header.opcode).name, of, header.node, error)
+        LOGGER.error("%s%s, inode %d: %s", Opcode(header.opcode).name, of, header.node, message)
+
+
+def _errno(error: NeveError) -> int:
+    """What the kernel is told of an error."""
     for kind, number in _ERRORS.items():
         if isinstance(error, kind):
             return number
