@@ -19,7 +19,7 @@ from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode
 from neve.nix.store_path import StorePath
 from neve.store.path_info import PathInfo
-from tests.castore.damage import damage_blob, damage_directory, damage_plain_blob
+from tests.castore.damage import damage_directory, damage_plain_blob
 from tests.server.serve import served
 
 from .conftest import Stored
@@ -46,7 +46,7 @@ def test_a_damaged_file_is_an_error_for_this_file_only(tmp_path: Path, mounted: 
         damage_plain_blob(store.blobs, broken)
         chunks = store.blobs.chunks(b3_digest(contents["large"]))
         assert chunks is not None
-        damage_blob(store.blobs, chunks[-1].digest)
+        damage_plain_blob(store.blobs, chunks[-1].digest)
     mount = mounted(url)
     for name, data in contents.items():
         result = subprocess.run(
