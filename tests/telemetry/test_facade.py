@@ -263,14 +263,14 @@ def test_nothing_is_left_of_what_is_closed(told: Told) -> None:
         with open_store("memory://") as store:
             batch = store.blobs.batch()
             batch.put_many([b"x"])
-            gone = [weakref.ref(store.blobs), weakref.ref(batch)]
+            service, upload = weakref.ref(store.blobs), weakref.ref(batch)
             batch.close()
             batch.close()
             del batch
         store.close()
         assert vars(store.blobs).keys().isdisjoint({"missing", "read_many", "batch", "close"})
         del store
-        assert [each() for each in gone] == [None, None]
+        assert (service(), upload()) == (None, None)
     finally:
         gc.enable()
     assert "blobs.batch" in told.names()

@@ -410,3 +410,20 @@ def test_addresses_of_caches_keep_their_secrets(tree: Path, tmp_path: Path) -> N
             assert "sesame" not in done.stderr
         assert collector.spans("GET")
         assert "sesame" not in str(collector.spans())
+
+
+@pytest.mark.fuse
+def test_a_mount_in_the_background(collector: Collector, tree: Path, tmp_path: Path) -> None:
+    """What sends its spans begins after the fork."""
+    path = neve(without_telemetry(), tmp_path, "import", tree).stdout.strip()
+    place = tmp_path / "mounted"
+    place.mkdir()
+    environment = {**os.environ, **collector.environment()}
+    command = [*NEVE, "mount", "--background", str(place), "--store", f"local://{tmp_path}/store"]
+    try:
+        subprocess.run(command, env=environment, check=True, timeout=SECONDS, stderr=subprocess.DEVNULL)
+        assert (place / path[11:] / "folder" / "small").read_bytes() == b"small\n"
+    finally:
+        subprocess.run(["umount", place], check=True, timeout=SECONDS)
+    spans = collector.wait(lambda spans: of(spans, "path_infos.get"))
+    assert "neve mount" not in {each.name for each in spans}

@@ -5,7 +5,20 @@ from __future__ import annotations
 import click
 
 from neve import __version__
-from neve.cli import copying, daemon, ingest, inspect, keys, logs, maintain, serve, token, tracing
+from neve.cli import (
+    copying,
+    daemon,
+    ingest,
+    inspect,
+    keys,
+    logs,
+    maintain,
+    mount,
+    serve,
+    token,
+    tracing,
+    virtiofs,
+)
 
 
 @click.group(
@@ -41,7 +54,8 @@ def cli(context: click.Context, log_level: str, as_json: bool, otlp: bool | None
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
-    context.with_resource(tracing.traced(otlp, context.invoked_subcommand))
+    if context.invoked_subcommand not in tracing.BY_THEMSELVES:
+        context.with_resource(tracing.traced(otlp, context.invoked_subcommand))
 
 
 @cli.group(no_args_is_help=False)
@@ -89,3 +103,5 @@ cli.add_command(daemon.daemon_worker)
 cli.add_command(serve.serve)
 cli.add_command(serve.serve_worker)
 cli.add_command(token.token)
+cli.add_command(mount.mount)
+cli.add_command(virtiofs.virtiofs)

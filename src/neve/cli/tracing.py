@@ -22,6 +22,9 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 _WITHOUT_SPAN = ("daemon", "daemon-worker", "mount", "serve", "serve-worker", "virtiofs")
 """Commands that have no end: what they do for others has spans, they have none."""
 
+BY_THEMSELVES = ("mount",)
+"""Commands that call ``traced`` themselves: after they have forked, which no thread survives."""
+
 _INTERRUPTED_SECONDS = 0.5
 """For the last spans of a command that was told to end."""
 
