@@ -34,7 +34,7 @@ def is_wanted(environment: Mapping[str, str]) -> bool:
     return (
         any(environment.get(name) for name in _ENDPOINTS)
         and environment.get("OTEL_SDK_DISABLED", "").lower() != "true"
-        and environment.get("OTEL_TRACES_EXPORTER", "otlp") == "otlp"
+        and "otlp" in environment.get("OTEL_TRACES_EXPORTER", "otlp").split(",")
     )
 
 

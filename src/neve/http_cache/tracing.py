@@ -12,6 +12,9 @@ from neve.telemetry import SERVER
 _UNTOLD = ("metrics", "healthz")
 """Routes for those who only watch."""
 
+_SHOWN = 1000
+"""Characters of a path, which clients choose."""
+
 _METHODS = ("GET", "HEAD", "PUT")
 """Whatever else clients write there is one word for us."""
 
@@ -20,7 +23,8 @@ _METHODS = ("GET", "HEAD", "PUT")
 def _traced(exchange: Exchange, route: str) -> Iterator[None]:
     method = exchange.method if exchange.method in _METHODS else "_OTHER"
     # Not the query: it belongs to those who may see it.
-    attributes = {"http.request.method": method, "http.route": route, "url.path": exchange.path}
+    path = exchange.path[:_SHOWN]
+    attributes = {"http.request.method": method, "http.route": route, "url.path": path}
     parent = telemetry.received(exchange.scope["headers"])
     with telemetry.span(f"{method} {route}", attributes, SERVER, parent) as span:
         yield

@@ -147,16 +147,17 @@ def span(
 ) -> Span:
     """A span that begins now, below ``parent`` or the current one. Names are few: what differs from one
     to the next belongs to the attributes, and nothing secret to either."""
-    return NO_SPAN if _tracer is None else _tracer.span(name, attributes, kind, parent)
+    tracer = _tracer  # Which may be gone at any time, at the end.
+    return NO_SPAN if tracer is None else tracer.span(name, attributes, kind, parent)
 
 
 def received(headers: Iterable[tuple[str | bytes, str | bytes]]) -> Parent | None:
     """Where the request with these headers (or metadata) came from, if that was sent along."""
-    if _tracer is None:
+    if (tracer := _tracer) is None:
         return None
     found = {_text(name).lower(): value for name, value in headers}
     wanted = {name: _text(found[name]) for name in _CARRIED if name in found}
-    return _tracer.received(wanted) if wanted else None
+    return tracer.received(wanted) if wanted else None
 
 
 def _text(value: str | bytes) -> str:
@@ -170,7 +171,8 @@ def carried(function: Callable[..., T]) -> Callable[..., T]:
 
 def ids() -> tuple[str, str] | None:
     """The trace and the span that are current, in hexadecimal, if there is one."""
-    return None if _tracer is None else _tracer.ids()
+    tracer = _tracer
+    return None if tracer is None else tracer.ids()
 
 
 class Stage:
@@ -269,12 +271,14 @@ def is_counting() -> bool:
 
 def count(figure: str, amount: float = 1) -> None:
     """One of ``FIGURES`` has grown."""
-    if _counter is not None:
-        _counter(figure, amount)
+    counter = _counter
+    if counter is not None:
+        counter(figure, amount)
 
 
 def count_found(what: str, hit: int, missed: int) -> None:
     """So many of ``what`` (``blobs``, ``directories``, ``path_infos``) were near, and so many were not."""
-    if _counter is not None:
-        _counter(f"{what}_hit", hit)
-        _counter(f"{what}_missed", missed)
+    counter = _counter
+    if counter is not None:
+        counter(f"{what}_hit", hit)
+        counter(f"{what}_missed", missed)
