@@ -5,7 +5,20 @@ from __future__ import annotations
 import click
 
 from neve import __version__
-from neve.cli import copying, daemon, ingest, inspect, keys, logs, maintain, mount, serve, token, virtiofs
+from neve.cli import (
+    copying,
+    daemon,
+    ingest,
+    inspect,
+    keys,
+    logs,
+    maintain,
+    mount,
+    serve,
+    token,
+    tracing,
+    virtiofs,
+)
 
 
 @click.group(
@@ -20,9 +33,14 @@ from neve.cli import copying, daemon, ingest, inspect, keys, logs, maintain, mou
     help="What to log. With 'debug', failures come with a traceback.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Log lines as JSON.")
+@click.option(
+    "--otlp/--no-otlp",
+    default=None,
+    help="Send traces to an OpenTelemetry collector.  [default: if OTEL_EXPORTER_OTLP_ENDPOINT is set]",
+)
 @click.version_option(__version__, prog_name="neve", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(context: click.Context, log_level: str, as_json: bool) -> None:
+def cli(context: click.Context, log_level: str, as_json: bool, otlp: bool | None) -> None:
     """A content-addressed, deduplicating store for Nix.
 
     Results go to stdout, one per line; logs and progress go to stderr.
@@ -36,6 +54,8 @@ def cli(context: click.Context, log_level: str, as_json: bool) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
+    if context.invoked_subcommand not in tracing.BY_THEMSELVES:
+        context.with_resource(tracing.traced(otlp, context.invoked_subcommand))
 
 
 @cli.group(no_args_is_help=False)

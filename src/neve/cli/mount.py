@@ -16,6 +16,7 @@ from neve.cli import output
 from neve.cli.background import Ready, in_background
 from neve.cli.interrupts import grace
 from neve.cli.options import StoreOptions, store_options
+from neve.cli.tracing import traced
 from neve.errors import Unavailable
 from neve.registry import shown_url
 from neve.telemetry import LOGGER
@@ -83,8 +84,10 @@ def mount(directory: Path, store: StoreOptions, background: bool, **options: Any
     )
     place = check_mount_point(directory, how)
 
+    otlp = click.get_current_context().find_root().params["otlp"]
+
     def serve(ready: Ready) -> None:
-        with grace(_GRACE_SECONDS), store.open() as opened:
+        with grace(_GRACE_SECONDS), traced(otlp, "mount"), store.open() as opened:
             _serve(opened, place, how, what, ready)
 
     if background:

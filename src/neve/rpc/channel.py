@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import grpc
@@ -21,6 +22,7 @@ from neve.registry import Address
 from neve.rpc.methods import Method, methods_of, snix_name
 from neve.rpc.status import ERROR_TRAILER, code_of, details_of, error_of, trailers_of
 from neve.rpc.target import PARAMETERS, Target, target_of
+from neve.rpc.tracing import answered, begun
 from neve.rpc.upload import Exchange, Upload, silent
 from neve.rpc.watch import WATCH
 
@@ -184,7 +186,7 @@ class Connection:
         method = self._method(service, name)
         stub = self._stub(method, raw)
         seconds = timeout or self.timeout
-        return self._repeating(method, lambda: stub(request, timeout=seconds))
+        return self._repeating(method, lambda: answered(method, stub, request, seconds))
 
     def receive(
         self, service: ServiceDescriptor, name: str, request: Any, *, raw: bool = False
@@ -198,14 +200,14 @@ class Connection:
         stub = self._stub(method, raw)
         pauses = self._pauses()
         while True:
-            call = stub(request)
+            call = begun(method, stub, request)
             watched = WATCH.add(call, self.timeout)
-            begun = False
+            has_come = False
             try:
                 while True:
                     with watched:
                         answer = next(call)
-                    begun = True
+                    has_come = True
                     self._answered()
                     yield answer
             except StopIteration:
@@ -214,7 +216,7 @@ class Connection:
                 if watched.expired:
                     raise self._failure(method)(silent(self.timeout)) from failure
                 pause = next(pauses, None)
-                if begun or pause is None or not self._may_pass(failure):
+                if has_come or pause is None or not self._may_pass(failure):
                     raise self._error(method, failure) from failure
             finally:
                 WATCH.remove(watched)
@@ -225,13 +227,15 @@ class Connection:
         """A stream of requests, one answer. Never repeated. ``raw``: the requests are bytes."""
         self._find_again()
         method = self._method(service, name)
-        return Upload(self._stub(method, raw), self._failure(method), self.timeout)
+        start = partial(begun, method, self._stub(method, raw).future)
+        return Upload(start, self._failure(method), self.timeout)
 
     def exchange(self, service: ServiceDescriptor, name: str) -> Exchange:
         """A stream of requests and one of answers. Never repeated."""
         self._find_again()
         method = self._method(service, name)
-        return Exchange(self._stub(method, raw=False), self._failure(method), self.timeout)
+        start = partial(begun, method, self._stub(method, raw=False))
+        return Exchange(start, self._failure(method), self.timeout)
 
     def _failure(self, method: Method) -> Callable[[grpc.RpcError | str], NeveError]:
         """Makes the error of a failed call, or one that says why it was given up."""
