@@ -118,6 +118,41 @@ def test_a_backend_that_hangs(stored: Stored, tmp_path: Path, mounted: Callable[
                 assert mount.ended() == 0
 
 
+STUCK = """
+import os, sys
+for number in range(100, 300):
+    fd = os.open(f"{sys.argv[1]}/file-{number}", os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+print("asked", flush=True)
+sys.stdin.read()
+"""
+
+AGAIN = """
+import os, sys
+with open(sys.argv[1], "rb") as file:
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    sys.stdout.buffer.write(file.read())
+"""
+
+
+def test_many_readers_of_a_backend_that_hangs(
+    stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]
+) -> None:
+    """However many there are, what is at hand here, but not in the kernel, can be read."""
+    with served(stored.store, tmp_path / "socket") as daemon:
+        mount = mounted(daemon.url)
+        at_hand, many = mount.path(stored.base_name, "text"), mount.path(stored.base_name, "many")
+        assert run("ls", "-l", many).returncode == 0
+        assert at_hand.read_text() == "Hello\n"
+        with daemon.paused():
+            command = [sys.executable, "-c", STUCK, many]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as readers:
+                assert readers.stdout is not None
+                assert readers.stdout.readline() == b"asked\n"
+                assert python(AGAIN, at_hand).stdout == "Hello\n"
+
+
 def test_more_waiting_readers_than_threads(
     stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]
 ) -> None:
@@ -166,6 +201,18 @@ def test_a_signal_unmounts(stored: Stored, mounted: Callable[..., Mount], number
     assert mount.ended() == 0
     assert not is_mounted(mount.folder)
     assert len(mount.log) == 1
+
+
+def test_several_signals_unmount(stored: Stored, mounted: Callable[..., Mount]) -> None:
+    """As a closing terminal sends them, or systemd: they are there at once, even while files are open."""
+    mount = mounted(stored.store)
+    with in_parallel("tail", "-f", mount.path(stored.base_name, "text")) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "Hello\n"
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGCONT):
+            mount.process.send_signal(number)
+        assert mount.ended() == 0
+        assert not is_mounted(mount.folder)
 
 
 def test_umount_ends_it(stored: Stored, mounted: Callable[..., Mount]) -> None:
