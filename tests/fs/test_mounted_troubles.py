@@ -146,7 +146,7 @@ def test_many_readers_of_a_backend_that_hangs(
         assert run("ls", "-l", many).returncode == 0
         assert at_hand.read_text() == "Hello\n"
         with daemon.paused():
-            command = [sys.executable, "-c", STUCK, many]
+            command = [sys.executable, "-c", STUCK, str(many)]
             with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as readers:
                 assert readers.stdout is not None
                 assert readers.stdout.readline() == b"asked\n"
@@ -247,6 +247,32 @@ def test_unmounted_while_files_are_open(stored: Stored, mounted: Callable[..., M
         assert not is_mounted(mount.folder)
         # The kernel has the rest of it; the file itself is gone.
         assert reader.communicate("\n", timeout=SECONDS)[0] == "lo\n\n2\n"
+
+
+def test_something_else_is_mounted_over_it(stored: Stored, mounted: Callable[..., Mount]) -> None:
+    mount = mounted(stored.store)
+    assert run("mount", "-t", "tmpfs", "tmpfs", mount.folder).returncode == 0
+    mount.process.terminate()
+    assert mount.ended() == 1
+    reason = "another file system (tmpfs) is mounted over it; umount that one, then this one"
+    assert mount.log[1:] == [f"neve: cannot unmount {mount.folder}: {reason}"]
+    remove(mount.folder)
+
+
+def test_it_is_bound_to_another_place(stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]) -> None:
+    """As long as it is anywhere it is served, and it goes from everywhere."""
+    mount = mounted(stored.store)
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    try:
+        assert run("mount", "--bind", mount.path(stored.base_name, "bin"), bound).returncode == 0
+        assert run("umount", mount.folder).returncode == 0
+        assert (bound / "alias").read_text() == (stored.tree / "bin" / "run").read_text()
+        mount.process.terminate()
+        assert mount.ended() == 0
+        assert not is_mounted(bound)
+    finally:
+        remove(bound)
 
 
 def test_killed(stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]) -> None:
