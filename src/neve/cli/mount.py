@@ -93,6 +93,7 @@ def _serve(store: Store, place: Path, how: MountOptions, what: SessionOptions, r
         except OSError as error:
             raise Unavailable(f"/dev/fuse fails: {error.strerror}") from error
         finally:
-            unmount(mounted)
+            if not device.is_unmounted:
+                unmount(mounted)
     session.close()
     leave([session])

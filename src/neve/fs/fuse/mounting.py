@@ -65,17 +65,38 @@ def mount(folder: Path, options: MountOptions) -> Mounted:
 
 def unmount(mounted: Mounted) -> None:
     """Ends the mount, in any case: what has files open there keeps them for as long as somebody serves them.
+    It may have been moved, and parts of it bound to other places: those are of no use any more.
 
-    Nothing happens if it is not mounted there any more. Raises errors of ``neve.errors``.
+    Nothing happens if it is not mounted any more. Raises errors of ``neve.errors``.
     """
-    if _device_number(mounted.path) != mounted.device_number:
-        return
+    ours = mounted.device_number
+    places = [mount.path for mount in _mounts() if mount.is_of(ours)] if ours else [mounted.path]
+    for path in reversed(places):
+        _unmount_at(path, ours)
+
+
+def _unmount_at(path: Path, device_number: str) -> None:
     for lazily in (False, True):
-        reason = _unmount_once(mounted.path, lazily=lazily)
+        if device_number and not _can_be_unmounted(path, device_number):
+            return
+        reason = _unmount_once(path, lazily=lazily)
         if reason is None:
             return
-        LOGGER.debug("cannot unmount %s: %s", mounted.path, reason)
-    raise Unavailable(f"cannot unmount {mounted.path}: {reason}")
+        LOGGER.debug("cannot unmount %s: %s", path, reason)
+    raise Unavailable(f"cannot unmount {path}: {reason}")
+
+
+def _can_be_unmounted(path: Path, device_number: str) -> bool:
+    """Whether there is anything of ours there. Raises ``Conflict`` if it cannot be got at."""
+    there = [mount for mount in _mounts() if mount.path == path]
+    if not any(mount.is_of(device_number) for mount in there):
+        return False
+    if not there[-1].is_of(device_number):
+        raise Conflict(
+            f"cannot unmount {path}: another file system ({there[-1].kind}) is mounted over it; "
+            "umount that one, then this one"
+        )
+    return True
 
 
 def _unmount_once(path: Path, *, lazily: bool) -> str | None:
@@ -142,20 +163,30 @@ def _unusable(folder: Path, error: OSError) -> NeveError:
 
 
 class _Mount(NamedTuple):
+    path: Path
     device_number: str
     kind: str
 
+    def is_of(self, device_number: str) -> bool:
+        """Whether it is of our file system. Of another kind may be who gets the number after us."""
+        return self.device_number == device_number and self.kind == f"fuse.{_TYPE}"
 
-def _topmost(path: Path) -> _Mount | None:
-    """What is mounted at ``path``, as the kernel tells this process."""
-    found = None
+
+def _mounts() -> list[_Mount]:
+    """What is mounted, as the kernel tells this process; what lies over something else comes after it."""
+    found = []
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             fields, _, rest = line.partition(b" - ")
             device_number, point = fields.split(b" ")[2], fields.split(b" ")[4]
-            if _unescaped(point) == os.fsencode(path):
-                found = _Mount(device_number.decode(), rest.split(b" ")[0].decode(errors="replace"))
+            kind = rest.split(b" ")[0].decode(errors="replace")
+            found.append(_Mount(Path(os.fsdecode(_unescaped(point))), device_number.decode(), kind))
     return found
+
+
+def _topmost(path: Path) -> _Mount | None:
+    """What is mounted at ``path``."""
+    return next((mount for mount in reversed(_mounts()) if mount.path == path), None)
 
 
 def _unescaped(field: bytes) -> bytes:
