@@ -49,7 +49,7 @@ def mount(
       neve mount /mnt
       neve mount --background --allow-other /mnt --store grpc+unix:///run/neve/socket
     """
-    from neve.fs.fuse.mounting import MountOptions, check_mount_point
+    from neve.fs.fuse.mounting import MountOptions, check_mount_point, is_automount
 
     how = MountOptions(
         source=shown_url(store.url),
@@ -66,7 +66,7 @@ def mount(
             _serve(opened, place, how, session, ready)
 
     if background:
-        in_background(serve)
+        in_background(serve, same_group=is_automount(place))
     else:
         serve(lambda: None)
 

@@ -23,6 +23,9 @@ _TYPE = "neve"
 _HELPERS = ("fusermount3", "fusermount")
 _HELPER_SECONDS = 60
 
+_AUTOMOUNT = "autofs"
+"""What lies where something is to be mounted once somebody looks for it."""
+
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 
@@ -140,7 +143,7 @@ def check_mount_point(folder: Path, options: MountOptions) -> Path:
 
 def _check_not_mounted(folder: Path, path: Path) -> None:
     found = _topmost(path)
-    if found is None:
+    if found is None or found.kind == _AUTOMOUNT:
         return
     if found.kind.startswith("fuse"):
         # The kernel may know enough of a dead one to tell what it is, but not how full.
@@ -151,6 +154,13 @@ def _check_not_mounted(folder: Path, path: Path) -> None:
     raise Conflict(
         f"{folder} is busy: a file system ({found.kind}) is mounted there already; umount it first"
     )
+
+
+def is_automount(path: Path) -> bool:
+    """Whether somebody waits there for something to be mounted: all but the process group of who has made the
+    automount do, when they come near it."""
+    found = _topmost(path)
+    return found is not None and found.kind == _AUTOMOUNT
 
 
 def _unusable(folder: Path, error: OSError) -> NeveError:
