@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -27,6 +28,16 @@ from .mounts import SECONDS, Mount, in_parallel, is_mounted, mounting, python, r
 from .samples import LARGE, imported
 
 pytestmark = pytest.mark.fuse
+
+
+def is_in(process: int, folder: Path) -> bool:
+    """Whether a process has a file open there, and so waits to read from it, or soon will."""
+    with contextlib.suppress(OSError):
+        return any(
+            os.readlink(file).startswith(f"{folder}/") for file in Path(f"/proc/{process}/fd").iterdir()
+        )
+    return False
+
 
 READ = "import sys; sys.stdout.write(open(sys.argv[1]).read())"
 
@@ -134,6 +145,21 @@ with open(sys.argv[1], "rb") as file:
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
     sys.stdout.buffer.write(file.read())
 """
+
+
+def test_unmounted_by_force_while_a_backend_hangs(
+    stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]
+) -> None:
+    """That cuts it off, and does not unmount it."""
+    with served(stored.store, tmp_path / "socket") as daemon:
+        mount = mounted(daemon.url)
+        assert mount.path(stored.base_name, "text").read_text() == "Hello\n"
+        with daemon.paused(), in_parallel("cat", mount.path(stored.base_name, "many", "file-007")) as reader:
+            until(lambda: is_in(reader.pid, mount.folder))
+            run("umount", "--force", mount.folder)
+            assert reader.wait(SECONDS) == 1
+            assert mount.ended() == 0
+            assert not is_mounted(mount.folder)
 
 
 def test_many_readers_of_a_backend_that_hangs(

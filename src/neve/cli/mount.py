@@ -93,7 +93,6 @@ def _serve(store: Store, place: Path, how: MountOptions, what: SessionOptions, r
         except OSError as error:
             raise Unavailable(f"/dev/fuse fails: {error.strerror}") from error
         finally:
-            if not device.is_unmounted:
-                unmount(mounted)
+            unmount(mounted, everywhere=not device.wait_at_most(0))
     session.close()
     leave([session])

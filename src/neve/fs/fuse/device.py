@@ -32,7 +32,6 @@ class Device:
         session.may_notify(self._notify)
         self._ended = threading.Event()
         self._failure: OSError | None = None
-        self._is_unmounted = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"neve-fuse-{number}", daemon=True)
             for number in range(threads)
@@ -44,16 +43,11 @@ class Device:
             thread.start()
 
     def wait(self) -> None:
-        """Returns when the file system is no longer mounted anywhere, or its connection was cut by who
-        administers the machine. Raises ``OSError`` if the device fails."""
+        """Returns when nothing more will come: the file system is no longer mounted anywhere, or was cut off
+        by force and is still mounted. Raises ``OSError`` if the device fails."""
         self._ended.wait()
         if self._failure is not None:
             raise self._failure
-
-    @property
-    def is_unmounted(self) -> bool:
-        """Whether it is known to be mounted nowhere any more."""
-        return self._is_unmounted
 
     def wait_at_most(self, seconds: float) -> bool:
         """The same, but only for some time; whether it came to that."""
@@ -65,7 +59,6 @@ class Device:
         except OSError as error:
             if error.errno not in _GONE:
                 self._failure = error
-            self._is_unmounted = error.errno == errno.ENODEV
         finally:
             self._ended.set()
 

@@ -66,16 +66,19 @@ def mount(folder: Path, options: MountOptions) -> Mounted:
     return mounted
 
 
-def unmount(mounted: Mounted) -> None:
+def unmount(mounted: Mounted, *, everywhere: bool = False) -> None:
     """Ends the mount, in any case: what has files open there keeps them for as long as somebody serves them.
-    It may have been moved, and parts of it bound to other places: those are of no use any more.
 
-    Nothing happens if it is not mounted any more. Raises errors of ``neve.errors``.
+    With ``everywhere`` also where it was moved, and parts of it bound, to other places. Only for who knows
+    that it is still mounted: else another file system may have its number. Nothing happens if it is not
+    mounted any more. Raises errors of ``neve.errors``.
     """
     ours = mounted.device_number
-    places = [mount.path for mount in _mounts() if mount.is_of(ours)] if ours else [mounted.path]
-    for path in reversed(places):
-        _unmount_at(path, ours)
+    if everywhere and ours:
+        for path in reversed([mount.path for mount in _mounts() if mount.is_of(ours)]):
+            _unmount_at(path, ours)
+    else:
+        _unmount_at(mounted.path, ours)
 
 
 def _unmount_at(path: Path, device_number: str) -> None:
