@@ -154,6 +154,7 @@ def test_unmounted_by_force_while_a_backend_hangs(
     with served(stored.store, tmp_path / "socket") as daemon:
         mount = mounted(daemon.url)
         assert mount.path(stored.base_name, "text").read_text() == "Hello\n"
+        assert run("ls", "-l", mount.path(stored.base_name, "many")).returncode == 0
         with daemon.paused(), in_parallel("cat", mount.path(stored.base_name, "many", "file-007")) as reader:
             until(lambda: is_in(reader.pid, mount.folder))
             run("umount", "--force", mount.folder)
