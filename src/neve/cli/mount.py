@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +9,7 @@ import click
 
 from neve.cli.background import Ready, in_background
 from neve.cli.filesystem import leave, session_options, shown
-from neve.cli.interrupts import grace
+from neve.cli.interrupts import Postponed, grace
 from neve.cli.options import StoreOptions, store_options
 from neve.cli.tracing import traced
 from neve.errors import Unavailable
@@ -20,7 +17,7 @@ from neve.registry import shown_url
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
-    from neve.fs.fuse.mounting import Mounted, MountOptions
+    from neve.fs.fuse.mounting import MountOptions
     from neve.fs.fuse.session import SessionOptions
     from neve.library import Store
 
@@ -52,7 +49,7 @@ def mount(
       neve mount /mnt
       neve mount --background --allow-other /mnt --store grpc+unix:///run/neve/socket
     """
-    from neve.fs.fuse.mounting import MountOptions, check_mount_point
+    from neve.fs.fuse.mounting import MountOptions, check_mount_point, is_automount
 
     how = MountOptions(
         source=shown_url(store.url),
@@ -69,7 +66,7 @@ def mount(
             _serve(opened, place, how, session, ready)
 
     if background:
-        in_background(serve)
+        in_background(serve, same_group=is_automount(place))
     else:
         serve(lambda: None)
 
@@ -82,32 +79,20 @@ def _serve(store: Store, place: Path, how: MountOptions, what: SessionOptions, r
     from neve.fs.fuse.session import Session
 
     session = Session(shown(store), what)
-    mounted: Mounted | None = None
-    try:
-        with _no_interrupts():
-            mounted = mount_at(place, how)
+    with Postponed() as interrupts:  # It is either mounted and known to be, or not.
+        mounted = mount_at(place, how)
         device = Device(mounted.fd, session, _READERS)
-        device.start()
-        LOGGER.info("mounted %s at %s", how.source, place)
-        ready()
-        device.wait()
-    except KeyboardInterrupt:
-        LOGGER.debug("unmounting %s", place)
-    except OSError as error:
-        raise Unavailable(f"/dev/fuse fails: {error.strerror}") from error
-    finally:
-        if mounted is not None:
-            with _no_interrupts():
-                unmount(mounted)
+        try:
+            device.start()
+            with interrupts.taken():
+                LOGGER.info("mounted %s at %s", how.source, place)
+                ready()
+                device.wait()
+        except KeyboardInterrupt:
+            LOGGER.debug("unmounting %s", place)
+        except OSError as error:
+            raise Unavailable(f"/dev/fuse fails: {error.strerror}") from error
+        finally:
+            unmount(mounted, everywhere=not device.wait_at_most(0))
     session.close()
     leave([session])
-
-
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """In the block, signals wait: it is either mounted and known to be, or not."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
