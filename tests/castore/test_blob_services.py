@@ -19,6 +19,7 @@ from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.digest import Digest, b3_digest, format_digest
 from neve.errors import Corrupt, DiskFull, InvalidRequest, PermissionDenied, Unavailable
 from neve.packstore.frames import Record
+from neve.packstore.sessions import Session
 from neve.packstore.store import PackStore, Table
 from neve.testing.blob_reading import KIB, MIB, incompressible, put
 from neve.testing.blobs import BlobServiceContract
@@ -156,10 +157,10 @@ def test_a_chunk_list_is_never_visible_before_its_chunks(
     """The threads of a batch stage chunks late, and meanwhile somebody else commits."""
     staged, go_on = PackStore.stage, threading.Event()
 
-    def late(self: PackStore, table: Table, records: Sequence[Record], epoch: int) -> None:
+    def late(self: PackStore, table: Table, records: Sequence[Record], session: Session) -> None:
         if any(record.tag == CHUNK for record in records):
             assert go_on.wait(60)
-        staged(self, table, records, epoch)
+        staged(self, table, records, session)
 
     monkeypatch.setattr(PackStore, "stage", late)
     contents = incompressible(3 * MIB)

@@ -17,6 +17,7 @@ from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.errors import DiskFull, PermissionDenied, Unavailable
 from neve.packstore.frames import Record
 from neve.packstore.layout import TMP_DIR
+from neve.packstore.sessions import Session
 from neve.packstore.store import PackStore, Table
 from neve.testing.directories import DirectoryServiceContract, leaf, parent, put_closure, tree
 from tests.castore.damage import damage_directory
@@ -126,8 +127,8 @@ def test_nothing_refers_to_directories_that_were_given_up(
     def broken(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def interrupted(self: PackStore, table: Table, records: Sequence[Record], epoch: int) -> None:
-        stage(self, table, records, epoch)
+    def interrupted(self: PackStore, table: Table, records: Sequence[Record], session: Session) -> None:
+        stage(self, table, records, session)
         staged.extend(records)
         if len(staged) == 1:
             with monkeypatch.context() as patch:

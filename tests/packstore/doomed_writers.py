@@ -16,6 +16,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from neve.packstore import staging
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, TableTransaction
 from tests.packstore.helpers import BLOBS, NAMES, put, record, set_name
@@ -72,6 +73,11 @@ def write_until_killed(store: PackStore, diary: Diary, seed: int) -> None:
             diary.intend(f"= {name.hex()} {value}")
             set_name(store, name, b"%d" % value)
             diary.note(f"= {name.hex()} {value}")
+        elif action < 0.95:
+            # What is given up, nobody is promised: nothing to write down.
+            with store.writer.session() as session:
+                for _ in range(noise.randrange(1, 12)):
+                    store.stage(BLOBS, [record(noise.randbytes(8000))], session)
         else:
             diary.intend("count")
             diary.note(f"count {count_up(store)}")
@@ -79,6 +85,7 @@ def write_until_killed(store: PackStore, diary: Diary, seed: int) -> None:
 
 def main(folder: Path, diaries: Path) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    staging.APART_FROM = 40_000
     for line in sys.stdin:
         number, seed = map(int, line.split())
         child = os.fork()

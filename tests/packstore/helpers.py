@@ -33,14 +33,14 @@ def records(*numbers: int) -> list[Record]:
 
 def stage(store: PackStore, given: Iterable[Record]) -> None:
     """Stages records of ``BLOBS`` that belong to none before them."""
-    store.stage(BLOBS, list(given), store.writer.epoch)
+    store.stage(BLOBS, list(given), store.writer.begin())
 
 
 def put(store: PackStore, given: Iterable[Record]) -> None:
     """Stores records of ``BLOBS``, durable on return."""
-    epoch = store.writer.epoch
-    store.stage(BLOBS, list(given), epoch)
-    store.writer.commit(epoch)
+    with store.writer.session() as session:
+        store.stage(BLOBS, list(given), session)
+        store.writer.commit(session)
 
 
 def set_name(store: PackStore, name: bytes, value: bytes | None) -> None:

@@ -15,12 +15,16 @@ from neve.castore.blobs.local import LocalBlobService
 from neve.castore.directories import spool
 from neve.castore.directories.local import LocalDirectoryService
 from neve.errors import DiskFull, PermissionDenied
+from neve.packstore import index
+from neve.packstore.check import pack_bytes
 from neve.packstore.frames import Record
 from neve.packstore.layout import INDEX_DIR
 from neve.packstore.rebuild import rebuild_index
+from neve.packstore.sessions import Session
 from neve.packstore.store import PackStore
 from neve.testing.blob_reading import put as put_blob
 from neve.testing.directories import leaf, put_closure, tree
+from tests.disks import fill_up, free_bytes, small_disk
 from tests.packstore.helpers import (
     BLOBS,
     TABLES,
@@ -43,24 +47,8 @@ Disk = Callable[[Path, int], Path]
 @pytest.fixture
 def disk() -> Iterator[Disk]:
     """Mounts a disk of so many bytes on a folder."""
-    mounted: list[Path] = []
-
-    def mount(path: Path, size: int) -> Path:
-        path.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
-        mounted.append(path)
-        return path
-
-    yield mount
-    for path in reversed(mounted):
-        subprocess.run(["umount", "-l", path], check=True)
-
-
-def fill_up(path: Path) -> None:
-    """Writes a file until there is no room for another byte."""
-    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+    with contextlib.ExitStack() as mounted:
+        yield lambda path, size: mounted.enter_context(small_disk(path, size))
 
 
 def put_until_full(store: PackStore, size: int) -> tuple[list[Record], list[Record]]:
@@ -254,3 +242,89 @@ def test_read_only_media(tmp_path: Path, disk: Disk) -> None:
             assert contents(store) == expected
             assert problems(store) == []
         subprocess.run(["mount", "-o", "remount,rw", root], check=True)
+
+
+def test_down_to_the_last_pages(tmp_path: Path, disk: Disk) -> None:
+    """Each write of a commit is once the first that has no room: what fails has not happened, what has
+    happened is there, and with room again all goes on at once."""
+    root = disk(tmp_path / "disk", 8_000_000)
+    noise = random.Random(4)
+    failed = 0
+    with opened(root / "store") as store:
+        put(store, records(1))
+        expected = contents(store)
+        for pages in range(24):
+            fill_up(root / "filling", pages * 4096)
+            for number in range(4):
+                several = [record(noise.randbytes(noise.choice([100, 5000, 9000]))) for _ in range(3)]
+                name, value = b"%d" % noise.randrange(50), noise.randbytes(1000)
+                try:
+                    put(store, several)
+                    expected |= {one.key: bytes(one.data) for one in several}
+                    set_name(store, name, value)
+                    expected[name] = value
+                except DiskFull:
+                    failed += 1
+                if number == 3:
+                    assert contents(store) == expected
+            (root / "filling").unlink()
+            put(store, records(1000 + pages))
+            expected |= {one.key: bytes(one.data) for one in records(1000 + pages)}
+            assert contents(store) == expected
+            assert pack_bytes(root / "store") == sum(store.index.pack_lengths().values())
+        assert failed > 20
+        assert problems(store) == []
+    rebuild_index(root / "store", TABLES)
+    with opened(root / "store") as store:
+        assert contents(store) == expected
+
+
+def stage_without_end(store: PackStore, session: Session, noise: random.Random) -> None:
+    while True:
+        store.stage(BLOBS, [record(noise.randbytes(300_000))], session)
+
+
+def test_room_for_others_while_a_large_one_fails(tmp_path: Path, disk: Disk) -> None:
+    """One fills the disk and is given up; another, which was on its way, is not hurt."""
+    root = disk(tmp_path / "disk", 16_000_000)
+    noise = random.Random(5)
+    with opened(root / "store") as store:
+        put(store, records(1))
+        with store.writer.session() as other:
+            mine = [record(noise.randbytes(200_000)) for _ in range(30)]
+            for one in mine[:25]:
+                store.stage(BLOBS, [one], other)
+            for _ in range(3):
+                free = free_bytes(root)
+                with store.writer.session() as large, pytest.raises(DiskFull, match="disk full"):
+                    stage_without_end(store, large, noise)
+                assert free_bytes(root) > free - 16 * 4096
+            for one in mine[25:]:
+                store.stage(BLOBS, [one], other)
+            store.writer.commit(other)
+        assert contents(store).keys() == {one.key for one in mine + records(1)}
+        assert problems(store) == []
+
+
+def test_the_map_grows_on_a_full_disk(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index needs a larger map and has no room for it: a clear error, and later it goes on."""
+    monkeypatch.setattr(index, "INITIAL_MAP", 256 * 1024)
+    folder = tmp_path / "store"
+    disk(folder / INDEX_DIR, 1_500_000)
+    with opened(folder) as store:
+        put(store, records(1))
+        fill_up(folder / INDEX_DIR / "filling", 300_000)
+        acknowledged = records(1)
+        with pytest.raises(DiskFull, match="disk full"):  # noqa: PT012
+            for number in range(100):
+                several = [record(b"%d of %d" % (one, number)) for one in range(100)]
+                put(store, several)
+                acknowledged += several
+        assert len(acknowledged) > 100
+        assert store.index._map_size() > 256 * 1024
+        assert contents(store).keys() == {one.key for one in acknowledged}
+        assert pack_bytes(folder) == sum(store.index.pack_lengths().values())
+        (folder / INDEX_DIR / "filling").unlink()
+        put(store, records(2, 3))
+        assert contents(store).keys() == {one.key for one in acknowledged + records(2, 3)}
+        assert problems(store) == []

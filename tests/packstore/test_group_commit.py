@@ -15,6 +15,7 @@ import pytest
 
 from neve.packstore.frames import Record
 from neve.packstore.locks import Arrivals, SharedLock
+from neve.packstore.sessions import Session
 from tests.packstore.helpers import contents, opened, put, record, set_name, stage
 from tests.packstore.many_puts import BEGIN, END, all_at_once, put_blobs, put_names
 
@@ -85,9 +86,9 @@ def test_who_stages_during_a_commit_goes_along_with_the_next(
             assert go_on.wait(60)
             fdatasync(fd)
 
-        def announced(table: int, given: list[Record], epoch: int) -> None:
+        def announced(table: int, given: list[Record], session: Session) -> None:
             waiting.release()
-            stage_one(table, given, epoch)
+            stage_one(table, given, session)
 
         monkeypatch.setattr(os, "fdatasync", slow)
         leader = threading.Thread(target=put, args=[store, [record(b"leader")]])

@@ -13,7 +13,7 @@ import pytest
 from neve.errors import NeveError
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, TableTransaction
-from tests.packstore.helpers import NAMES, contents, opened, put, record, set_name
+from tests.packstore.helpers import BLOBS, NAMES, contents, opened, put, record, set_name
 
 
 @pytest.fixture
@@ -61,13 +61,32 @@ def test_nothing_to_commit(store: PackStore, syncs: list[int]) -> None:
 
 def test_an_error_commits_nothing(store: PackStore, syncs: list[int]) -> None:
     one = record(b"one")
-    with pytest.raises(KeyError), store.one_commit():
-        put(store, [one])
-        raise KeyError
+
+    def fail() -> None:
+        with store.one_commit():
+            put(store, [one])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert there(store, one) == [False]
     assert not syncs
     put(store, [record(b"two")])  # The block is over: this one is committed at once.
     assert len(syncs) == 1
+
+
+def test_a_session_that_outlives_the_block(store: PackStore) -> None:
+    """Its owner ends it, not the block; what is staged behind its commit waits for the next."""
+    one, two, three = record(b"one"), record(b"two"), record(b"three")
+    with store.writer.session() as session:
+        with store.one_commit():
+            store.stage(BLOBS, [one], session)
+            store.writer.commit(session)
+            store.stage(BLOBS, [two], session)
+        assert there(store, one, two) == [True, False]
+        store.stage(BLOBS, [three], session)
+        store.writer.commit(session)
+    assert there(store, one, two, three) == [True, True, True]
 
 
 def test_blocks_within_blocks(store: PackStore, syncs: list[int]) -> None:
@@ -132,10 +151,15 @@ def test_what_was_given_up_is_not_promised(
     store: PackStore, monkeypatch: pytest.MonkeyPatch, then: Callable[[PackStore], None]
 ) -> None:
     one = record(b"one")
-    with pytest.raises(NeveError, match="failed"), store.one_commit():
-        put(store, [one])
-        fail_a_commit(store, monkeypatch)
-        then(store)
+
+    def put_and_fail() -> None:
+        with store.one_commit():
+            put(store, [one])
+            fail_a_commit(store, monkeypatch)
+            then(store)
+
+    with pytest.raises(NeveError, match="failed"):
+        put_and_fail()
     assert there(store, one) == [False]
     assert store.get(NAMES, b"name") is None
 

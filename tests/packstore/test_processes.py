@@ -255,7 +255,8 @@ def test_kill_9(folder: Path, writers: Writers) -> None:
         check_tails(folder)
     assert len(promises.there) > 500
     assert promises.counted > 5
-    assert len(pack_paths(folder)) <= 4
+    # Each of three has one in use, and one for what it stages apart.
+    assert len(pack_paths(folder)) <= 7
 
 
 def test_one_is_killed_and_the_others_go_on(folder: Path, writers: Writers) -> None:

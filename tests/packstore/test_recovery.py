@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from neve.packstore import appender, pack, writer
+from neve.packstore import appender, pack
 from neve.packstore.frames import Record
 from neve.packstore.index import Index
 from neve.packstore.layout import PACKS_DIR, pack_name
 from neve.packstore.rebuild import rebuild_index
+from neve.packstore.staging import APART_FROM
 from neve.packstore.store import PackStore
 from tests.packstore.helpers import (
     BLOBS,
@@ -33,7 +34,6 @@ from tests.packstore.helpers import (
     record,
     records,
     set_name,
-    stage,
 )
 
 State = dict[bytes, bytes | None]
@@ -97,10 +97,14 @@ class Camera:
         return call
 
 
-def stage_several(store: PackStore, given: list[Record]) -> None:
-    """Each in a frame of its own."""
-    for one in given:
-        stage(store, [one])
+def put_several(store: PackStore, given: list[Record], name: bytes, value: bytes) -> None:
+    """Each in a frame of its own, and a name along with them."""
+    with store.one_commit():
+        with store.writer.session() as session:
+            for one in given:
+                store.stage(BLOBS, [one], session)
+            store.writer.commit(session)
+        set_name(store, name, value)
 
 
 def steps() -> list[Callable[[PackStore], object]]:
@@ -110,8 +114,9 @@ def steps() -> list[Callable[[PackStore], object]]:
         lambda store: put(store, [record(noise.randbytes(300)) for _ in range(5)]),
         lambda store: set_name(store, b"name", b"one"),
         lambda store: set_name(store, b"name", b"two"),
-        lambda store: stage_several(store, [record(noise.randbytes(3000)) for _ in range(6)]),
-        lambda store: set_name(store, b"other", b"three"),
+        lambda store: put_several(
+            store, [record(noise.randbytes(3000)) for _ in range(6)], b"other", b"three"
+        ),
         lambda store: store.delete_many(BLOBS, [record(b"first").key]),
         lambda store: put(store, [record(b"first"), record(noise.randbytes(5000))]),
         lambda store: set_name(store, b"name", None),
@@ -158,8 +163,7 @@ def check_image(image: Image, states: list[State]) -> None:
 def test_a_kill_at_any_point(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    for module in (appender, writer):
-        monkeypatch.setattr(module, "PACK_LIMIT", limit)
+    monkeypatch.setattr(appender, "PACK_LIMIT", limit)
     states, images = walk_through(folder, tmp_path / "images", monkeypatch)
     assert len(images) > 70
     for image in images:
@@ -255,6 +259,63 @@ def test_a_transaction_that_the_index_has_lost_is_repeated(folder: Path) -> None
     rebuild_index(folder, TABLES)
     with opened(folder) as store:
         assert contents(store) == after | {b"next": b"value"}
+
+
+@pytest.fixture
+def in_two_packs(folder: Path) -> tuple[Path, State, State]:
+    """A transaction in two packs that the index does not know: its first pack, and the states around it."""
+    with opened(folder) as store:
+        put(store, records(1))
+        noise = random.Random(1)
+        with store.writer.session() as session:
+            store.stage(BLOBS, [record(noise.randbytes(APART_FROM)) for _ in range(2)], session)
+            put(store, records(2))
+            index = data_file(folder).read_bytes()
+            before = contents(store)
+            with store.writer.session() as small:
+                store.stage(BLOBS, records(3), small)
+                assert store.locate(BLOBS, [records(3)[0].key], session)
+            store.writer.commit(session)
+        after = contents(store)
+    data_file(folder).write_bytes(index)
+    first, _ = pack_paths(folder)
+    return first, before, after
+
+
+def test_part_of_a_transaction_does_not_become_visible(
+    folder: Path, in_two_packs: tuple[Path, State, State]
+) -> None:
+    """Its first pack is held by somebody, who is just dying; what lies in the second may refer to that."""
+    first, before, after = in_two_packs
+    sizes = [path.stat().st_size for path in pack_paths(folder)]
+    held = appender.lock_pack(first, int(first.stem, 16))
+    assert held is not None
+    with opened(folder) as store:
+        assert contents(store) == before
+    assert [path.stat().st_size for path in pack_paths(folder)] == sizes
+    held.close()
+    with opened(folder) as store:
+        assert contents(store) == after
+        assert problems(store) == []
+
+
+def test_part_of_a_transaction_that_never_was_is_dropped(
+    folder: Path, in_two_packs: tuple[Path, State, State]
+) -> None:
+    first, before, _ = in_two_packs
+    held = appender.lock_pack(first, int(first.stem, 16))
+    assert held is not None
+    with opened(folder) as store:
+        put(store, records(4))
+        found = contents(store)
+    assert found == before | {records(4)[0].key: records(4)[0].data}
+    held.close()
+    with opened(folder) as store:
+        assert contents(store) == found
+        assert problems(store) == []
+    lengths = committed_lengths(folder)
+    for path in pack_paths(folder):
+        assert path.stat().st_size == lengths.get(int(path.stem, 16), pack.HEADER_SIZE)
 
 
 def test_a_transaction_that_never_was_is_dropped(folder: Path) -> None:

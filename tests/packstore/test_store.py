@@ -26,7 +26,7 @@ from neve.errors import (
     Unavailable,
     Unsupported,
 )
-from neve.packstore import appender, index, pack, reader, writer
+from neve.packstore import appender, index, pack, reader, staging, writer
 from neve.packstore.frames import Packed
 from neve.packstore.index import Index
 from neve.packstore.layout import INDEX_DIR, PACKS_DIR
@@ -216,7 +216,6 @@ def test_paths_that_no_store_can_have(path: str) -> None:
 
 def test_what_is_staged_is_seen_by_nobody(store: PackStore) -> None:
     staged = records(1, 2)
-    epoch = store.writer.epoch
     stage(store, staged)
     keys = [one.key for one in staged]
     assert store.missing(BLOBS, keys) == keys
@@ -224,7 +223,7 @@ def test_what_is_staged_is_seen_by_nobody(store: PackStore) -> None:
     assert not store.find_near(BLOBS, keys)
     assert store.page(BLOBS, b"", 10) == []
     assert store.locate(BLOBS, keys).keys() == set(keys)
-    store.writer.commit(epoch)
+    store.writer.commit()
     assert store.missing(BLOBS, keys) == []
     assert store.locate(BLOBS, keys) == store.find(BLOBS, keys)
     assert [store.get(BLOBS, key) for key in keys] == [one.data for one in staged]
@@ -243,12 +242,12 @@ def test_what_was_not_committed_is_given_up(folder: Path) -> None:
 
 
 def test_whoever_stages_too_much_commits(store: PackStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "MAX_STAGED_RECORDS", 100)
+    monkeypatch.setattr(staging, "MAX_STAGED_RECORDS", 100)
     stage(store, records(*range(50)))
     assert store.index.count(BLOBS.id) == 0
     stage(store, records(*range(50, 110)))
     assert store.index.count(BLOBS.id) == 110
-    monkeypatch.setattr(writer, "MAX_STAGED_BYTES", 1000)
+    monkeypatch.setattr(staging, "MAX_STAGED_BYTES", 1000)
     stage(store, [record(os.urandom(2000))])
     assert store.index.count(BLOBS.id) == 111
 
@@ -267,8 +266,7 @@ def test_the_higher_tag_wins_whoever_comes_first(store: PackStore) -> None:
 
 
 def test_packs_are_changed_when_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (appender, writer):
-        monkeypatch.setattr(module, "PACK_LIMIT", 50_000)
+    monkeypatch.setattr(appender, "PACK_LIMIT", 50_000)
     with opened(folder) as store:
         for number in range(40):
             stage(store, [record(os.urandom(10_000))])
@@ -299,7 +297,7 @@ def test_a_pack_whose_maker_died_early_gets_a_durable_name(
         with monkeypatch.context() as patch:
             patch.setattr(appender, "sync_directory", dying)
             with pytest.raises(Unavailable, match="died here"):
-                stage(store, records(1))
+                put(store, records(1))
         monkeypatch.setattr(appender, "sync_directory", synced.append)
         put(store, records(1))
         assert len(pack_paths(folder)) == 1
@@ -339,8 +337,7 @@ def test_a_record_of_nothing(store: PackStore) -> None:
 
 def test_many_descriptors_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "_MAX_OPEN_PACKS", 3)
-    for module in (appender, writer):
-        monkeypatch.setattr(module, "PACK_LIMIT", 1000)
+    monkeypatch.setattr(appender, "PACK_LIMIT", 1000)
     with opened(folder) as store:
         for number in range(30):
             put(store, [record(os.urandom(2000))])
@@ -369,7 +366,7 @@ def test_a_failed_commit_promises_nothing(
         set_name(store, b"name", b"before")
         before = contents(store)
         size = pack_paths(folder)[0].stat().st_size
-        other = store.writer.epoch
+        other = store.writer.begin()
         if call == "fdatasync":
             stage(store, records(2))
         with monkeypatch.context() as patch:
@@ -397,8 +394,8 @@ def test_a_failed_commit_promises_nothing(
 def test_what_belongs_to_records_that_were_given_up_is_not_staged(
     store: PackStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = store.writer.epoch
-    store.stage(BLOBS, records(1), epoch)
+    session = store.writer.begin()
+    store.stage(BLOBS, records(1), session)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", failing(errno.ENOSPC))
         with pytest.raises(DiskFull):
@@ -406,9 +403,9 @@ def test_what_belongs_to_records_that_were_given_up_is_not_staged(
     [late] = records(3)
     packed = Packed(late.data, len(late.data), RAW)
     with pytest.raises(DiskFull):
-        store.stage(BLOBS, [late], epoch)
+        store.stage(BLOBS, [late], session)
     with pytest.raises(DiskFull):
-        store.stage_packed(BLOBS, [late], packed, epoch)
+        store.stage_packed(BLOBS, [late], packed, session)
     put(store, records(4))
     assert contents(store).keys() == {records(4)[0].key}
     assert problems(store) == []

@@ -111,9 +111,13 @@ def test_an_update_that_changes_nothing_writes_nothing(folder: Path, store: Pack
 
 
 def test_staged_records_go_along(store: PackStore) -> None:
-    stage(store, records(1))
-    set_name(store, b"name", b"value")
-    assert store.missing(BLOBS, [records(1)[0].key]) == []
+    """Those of whom a commit is wanted, be it later."""
+    stage(store, records(2))
+    with store.one_commit():
+        put(store, records(1))
+        assert store.missing(BLOBS, [records(1)[0].key])
+        set_name(store, b"name", b"value")
+        assert store.missing(BLOBS, [one.key for one in records(1, 2)]) == [records(2)[0].key]
 
 
 def test_what_is_damaged_can_be_replaced_and_deleted(folder: Path) -> None:
@@ -217,7 +221,7 @@ def test_deleted_while_somebody_stores_it_again(folder: Path) -> None:
         with ThreadPoolExecutor(1) as threads:
             deleting = threads.submit(store.update, delete)
             assert running.wait(60)
-            staged(store, BLOBS, [one, record(b"another")], store.writer.epoch)
+            staged(store, BLOBS, [one, record(b"another")], store.writer.begin())
             go_on.set()
             deleting.result()
         store.writer.commit()

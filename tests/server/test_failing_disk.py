@@ -38,7 +38,7 @@ def test_an_upload_whose_chunks_were_given_up(tmp_path: Path, monkeypatch: pytes
         assert isinstance(blobs, LocalBlobService)
         writer = blobs._store.writer
         upload = peer.blobs("Put").future(messages())
-        assert soon(lambda: writer._staged_count > 0)
+        assert soon(lambda: writer._staging.amount()[1] > 0)
         with monkeypatch.context() as patch:
             patch.setattr(os, "fdatasync", full)
             with status(grpc.StatusCode.RESOURCE_EXHAUSTED, "disk"):

@@ -1,5 +1,5 @@
-"""An import onto a disk that is full: one clear error, nothing registered, and all is well once there is
-room again. The disk is a small tmpfs in a mount namespace of the test's own."""
+"""An import onto a disk that is full: one clear error, nothing registered, its room given back at once, and
+all is well once there is more. The disk is a small tmpfs in a mount namespace of the test's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 _SCRIPT = """
-import subprocess, sys
+import os, subprocess, sys
+from pathlib import Path
 import neve
 from neve.errors import DiskFull
 from neve.store.check import verify_store
@@ -19,18 +20,24 @@ from neve.store.check import verify_store
 disk, tree, small = sys.argv[1:]
 url = f"local://{disk}/store"
 with neve.open(url) as store:
-    kept = store.import_path(small)
+    kept = {store.import_path(small).store_path}
     for attempt in range(3):
+        free = os.statvfs(disk).f_bfree
         try:
             store.import_path(tree)
         except DiskFull as error:
             assert "disk full" in str(error), error
         else:
             raise SystemExit("the import had room")
-    assert [info.store_path for info in store.path_infos] == [kept.store_path]
+        # What it had stored so far is given back, all but what the index has grown by.
+        assert os.statvfs(disk).f_bfree > free - 50, (free, os.statvfs(disk).f_bfree)
+        another = Path(small).with_name(f"another-{attempt}")
+        another.write_bytes(os.urandom(200_000))
+        kept.add(store.import_path(another).store_path)
+    assert {info.store_path for info in store.path_infos} == kept
     assert not verify_store(store.services, nar_hashes=True).problems
 with neve.open(url) as store:
-    assert [info.store_path for info in store.path_infos] == [kept.store_path]
+    assert {info.store_path for info in store.path_infos} == kept
     subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
     # The same process goes on, in the store that was full a moment ago.
     path_info = store.import_path(tree)

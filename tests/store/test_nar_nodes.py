@@ -43,7 +43,7 @@ def test_entries_outlive_the_process(tmp_path: Path) -> None:
 
 def test_a_damaged_entry_is_told(tmp_path: Path) -> None:
     store = PackStore.open(tmp_path / "store")
-    store.stage(NAR_NODES, [Record(1, b"h" + bytes(32), bytes(8) + b"\xff")], store.writer.epoch)
+    store.stage(NAR_NODES, [Record(1, b"h" + bytes(32), bytes(8) + b"\xff")], store.writer.begin())
     store.writer.commit()
     nar_nodes = LocalNarNodes(store)
     with pytest.raises(Corrupt, match="00000000 is invalid"):

@@ -11,7 +11,10 @@ It knows tables, keys and bytes; what a blob or a Directory is, the layers above
     index_writer.py  its write transactions
     locks.py         how the threads of one process wait for each other
     updates.py       reading and changing records while nobody else can write
-    writer.py        staging and group commit
+    sessions.py      who stages what, until it is committed or given up
+    staging.py       the packs that a process appends to, and what is staged in them
+    writer.py        group commit
+    joined.py        several commits of one thread as one
     recovery.py      what a process that died left behind
     reader.py        frames to bytes: descriptors, decompression, the frame cache
     layout.py        the folder: format version, locks, settings
@@ -23,6 +26,7 @@ Invariants (tests/packstore shows each):
 
 1. An index entry points only to bytes that were durable before the entry was committed.
 2. Bytes behind the last commit mark of a pack were never acknowledged and may be dropped.
-3. Only the process that holds a pack's lock appends to it or truncates it.
+3. Only the process that holds a pack's lock appends to it or truncates it, and never in front of its last
+   commit mark.
 4. A pack is self-describing: the packs alone are enough to rebuild the index.
 """

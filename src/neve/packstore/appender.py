@@ -39,6 +39,11 @@ class OpenPack:
         """Bytes appended since the last sync that the writer knows of."""
         self._writing_back = end
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it is not to be appended to any more."""
+        return self.end >= PACK_LIMIT
+
     def append(self, *parts: bytes | memoryview) -> int:
         """Appends ``parts``; returns the offset. On failure the file is as it was."""
         offset = self.end
@@ -75,13 +80,18 @@ class OpenPack:
         with os_errors(f"cannot truncate {self.path}"):
             os.ftruncate(self.fd, end)
         self.end = end
+        self._writing_back = min(self._writing_back, end)
 
     def sync(self) -> None:
         with os_errors(f"cannot sync {self.path}"):
             os.fdatasync(self.fd)
 
     def close(self) -> None:
-        os.close(self.fd)
+        """Lets go of the file and its lock. It never fails: what was to be kept, a sync has made sure of."""
+        # The number may soon be another file's: whatever is done with this pack from now on must fail.
+        fd, self.fd = self.fd, -1
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def lock_pack(path: Path, pack_id: int) -> OpenPack | None:
@@ -133,7 +143,7 @@ def _is_clean(found: OpenPack, index: Index, key: bytes) -> bool:
     """
     # Looked up under the lock: before, its holder may have gone on committing.
     committed = index.pack_lengths().get(found.id, 0)
-    if found.end >= PACK_LIMIT or found.end != max(committed, pack.HEADER_SIZE):
+    if found.is_full or found.end != max(committed, pack.HEADER_SIZE):
         return False
     try:
         pack.check_header(os.pread(found.fd, pack.HEADER_SIZE, 0), found.id, key, str(found.path))

@@ -136,6 +136,9 @@ class Index:
             self.reopen()
 
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            self.abandon()
+            return
         with self._map_lock.exclusive():
             self._env.close()
 

@@ -7,43 +7,47 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from neve.packstore.sessions import Session
+
 T = TypeVar("T")
 A = TypeVar("A")
 
 
 class JoinedCommits:
-    """For each thread that is within such a block: the epochs in which it began what it wants committed."""
+    """For each thread that is within such a block: the sessions that it wants committed."""
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     @contextlib.contextmanager
-    def block(self) -> Iterator[set[int]]:
-        """Postpones this thread's commits; gives their epochs, which are all there at the end.
+    def block(self) -> Iterator[set[Session]]:
+        """Postpones this thread's commits; gives the sessions, which are all there at the end.
 
         A block within another leaves its commits to that one.
         """
-        if self._epochs() is not None:
+        if self._sessions() is not None:
             yield set()
             return
-        epochs: set[int] = set()
-        self._local.epochs = epochs
+        sessions: set[Session] = set()
+        self._local.sessions = sessions
         try:
-            yield epochs
+            yield sessions
         finally:
-            self._local.epochs = None
+            self._local.sessions = None
 
-    def postpone(self, epoch: int) -> bool:
+    def postpone(self, session: Session) -> bool:
         """Notes a commit, if this thread is within a block; else returns False."""
-        epochs = self._epochs()
-        if epochs is not None:
-            epochs.add(epoch)
-        return epochs is not None
+        sessions = self._sessions()
+        if sessions is None:
+            return False
+        session.postponed = True
+        sessions.add(session)
+        return True
 
     def guarded(self, function: Callable[[A], T], check: Callable[[int], None]) -> Callable[[A], T]:
-        """``function``, once ``check`` has let pass all epochs that were noted: what it does may refer to
-        what has been staged since, and must not happen if that was given up."""
-        epochs = tuple(self._epochs() or ())
+        """``function``, once ``check`` has let pass the epochs of all sessions that were noted: what it does
+        may refer to what has been staged since, and must not happen if that was given up."""
+        epochs = {session.epoch for session in self._sessions() or ()}
         if not epochs:
             return function
 
@@ -54,6 +58,6 @@ class JoinedCommits:
 
         return checked
 
-    def _epochs(self) -> set[int] | None:
-        found: set[int] | None = getattr(self._local, "epochs", None)
+    def _sessions(self) -> set[Session] | None:
+        found: set[Session] | None = getattr(self._local, "sessions", None)
         return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from neve.errors import Corrupt
@@ -34,6 +35,14 @@ class Location(NamedTuple):
 
 def make_place(pack_id: int, offset: int) -> int:
     return pack_id << _OFFSET_BITS | offset
+
+
+def moved(locations: Iterable[Location], place: int) -> list[Location]:
+    """The same records of the same frame, with its payload at ``place``."""
+    return [
+        Location(tag, place, codec, stored_len, raw_len, entries_len, start, length)
+        for tag, _, codec, stored_len, raw_len, entries_len, start, length in locations
+    ]
 
 
 def pack_of(place: int) -> int:

@@ -16,7 +16,9 @@ decompressed payload, in the order of the entries.
 A *data* frame carries records. A *commit mark* carries none; it says that everything before it in
 this pack was made durable by the transaction ``seq``, or an earlier one, before that went into the
 index. Transactions are numbered by the index, across processes, so the marks also order what several
-packs say of one key. What lies behind the last mark was never acknowledged.
+packs say of one key. What lies behind the last mark was never acknowledged. Where a transaction goes to
+several packs, each mark but the first has as ``raw_len`` the id of the pack that was marked before: what
+lies there comes first, and the rest refers to it.
 
 A data frame with a ``seq`` of its own holds changes: each record replaces what the key had, or deletes
 it. Records of the others, which are staged before their transaction is known, are added where the key
@@ -147,8 +149,9 @@ def encode_head(
     return head + _keyed_check(head, key)
 
 
-def commit_mark(seq: int, key: bytes) -> bytes:
-    return encode_head(key, kind=COMMIT, codec=RAW, seq=seq, count=0, entries=b"", payload=b"", raw_len=0)
+def commit_mark(seq: int, key: bytes, after: int = 0) -> bytes:
+    """``after``: the pack that was marked before by the same transaction, 0 if this is the first."""
+    return encode_head(key, kind=COMMIT, codec=RAW, seq=seq, count=0, entries=b"", payload=b"", raw_len=after)
 
 
 def read_frame(fd: int, offset: int, key: bytes) -> Frame | None:

@@ -6,6 +6,10 @@ Nothing of it was acknowledged, so all of it may go. But the index may also be t
 was damaged (a flipped bit in the newest of LMDB's meta pages brings back the state before). So what a
 mark covers is put into the index once more, if its transaction is newer than all that the index has
 seen; a number that the index has given out again since belongs to a transaction that never was.
+
+A transaction that went to several packs is repeated from the first of them on. Some of its packs may still
+be held, by the process that is just dying, or by another one that recovers: then what comes behind those is
+neither repeated nor cut off, but left to who finds all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ class _Commit(NamedTuple):
     """What one transaction has left in one tail."""
 
     seq: int
-    pack_id: int
+    tail: OpenPack
+    after: int
+    """The pack that the transaction has marked before this one, or 0."""
     frames: list[pack.Frame]
     end: int
 
@@ -67,7 +73,7 @@ def _recover(tails: list[OpenPack], index: Index, key: bytes) -> None:
             ends[tail.id] = max(length, pack.HEADER_SIZE)
             commits += _commits(tail, ends[tail.id], key)
     if commits:
-        ends |= index.run(lambda txn: _redo(txn, sorted(commits, key=lambda commit: commit[:2])))
+        ends |= index.run(lambda txn: _redo(txn, commits))
     for tail in tails:
         if tail.id in ends:
             tail.truncate(ends[tail.id])
@@ -94,24 +100,45 @@ def _commits(tail: OpenPack, start: int, key: bytes) -> Iterator[_Commit]:
         if isinstance(found, pack.Damage) or not pack.payload_intact(tail.fd, found):
             return
         if found.kind == pack.COMMIT:
-            yield _Commit(found.seq, tail.id, frames, found.end)
+            yield _Commit(found.seq, tail, found.raw_len, frames, found.end)
             frames = []
         else:
             frames.append(found)
 
 
 def _redo(txn: IndexWriter, commits: list[_Commit]) -> dict[int, int]:
-    """Repeats transactions in their order. Returns the new end of each pack they are in."""
-    first_new = txn.seq
+    """Repeats transactions that the index does not know. Returns the new end of each pack they are in."""
+    whole, rest = _in_order([commit for commit in commits if commit.seq >= txn.seq])
     ends: dict[int, int] = {}
-    for seq, pack_id, frames, end in commits:
-        if seq >= first_new:
-            for frame in frames:
-                _redo_frame(txn, pack_id, frame)
-            txn.set_pack_length(pack_id, end)
-            txn.raise_seq_above(seq)
-            ends[pack_id] = end
-    return ends
+    for seq, tail, _, frames, end in whole:
+        for frame in frames:
+            _redo_frame(txn, tail.id, frame)
+        txn.set_pack_length(tail.id, end)
+        txn.raise_seq_above(seq)
+        ends[tail.id] = end
+    return ends | {commit.tail.id: commit.tail.end for commit in rest}
+
+
+def _in_order(commits: list[_Commit]) -> tuple[list[_Commit], list[_Commit]]:
+    """Parts of transactions in the order in which they were made; and, from the first on that lacks one
+    before it, those that may refer to what is not there."""
+    there = {(commit.seq, commit.tail.id): commit for commit in commits}
+    lacking = len(commits)
+
+    def place(commit: _Commit) -> tuple[int, int]:
+        seq, before = commit.seq, 0
+        while commit.after and before < lacking:
+            found = there.get((seq, commit.after))
+            if found is None:
+                return seq, lacking
+            commit, before = found, before + 1
+        return seq, before
+
+    ordered = sorted(commits, key=place)
+    for number, commit in enumerate(ordered):
+        if place(commit)[1] == lacking:
+            return ordered[:number], ordered[number:]
+    return ordered, []
 
 
 def _redo_frame(txn: IndexWriter, pack_id: int, frame: pack.Frame) -> None:

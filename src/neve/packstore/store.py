@@ -29,6 +29,7 @@ from neve.packstore.index import Index
 from neve.packstore.location import Location
 from neve.packstore.reader import Reader
 from neve.packstore.recovery import recover
+from neve.packstore.sessions import Session
 from neve.packstore.updates import Transaction
 from neve.packstore.writer import Writer
 
@@ -188,11 +189,13 @@ class PackStore:
             found[key] = (frame, *place)
         return found
 
-    def locate(self, table: Table, keys: Sequence[bytes]) -> dict[bytes, Location]:
+    def locate(
+        self, table: Table, keys: Sequence[bytes], session: Session | None = None
+    ) -> dict[bytes, Location]:
         """Like ``find``, and also those only staged by this process: what need not be stored again."""
         found = self.find(table, keys)
         if self._writer is not None and len(found) < len(keys):
-            found.update(self._writer.staged(table.id, [key for key in keys if key not in found]))
+            found.update(self._writer.staged(table.id, [key for key in keys if key not in found], session))
         return found
 
     def get(self, table: Table, key: bytes) -> bytes | None:
@@ -231,23 +234,23 @@ class PackStore:
         """Up to ``limit`` committed entries with keys above ``after``, in key order."""
         return self.index.page(table.id, after, limit)
 
-    def stage(self, table: Table, records: Sequence[Record], epoch: int) -> None:
+    def stage(self, table: Table, records: Sequence[Record], session: Session) -> None:
         """Appends records, in frames of about ``FRAME_TARGET`` bytes, to be committed later.
 
-        ``epoch`` is the writer's from before the caller looked up what it need not stage; see there.
+        ``session`` is the writer's from before the caller looked up what it need not stage; see there.
         """
         if table.check is None:
             records = [r._replace(data=seal(table.id, r.key, r.data)) for r in records]
         for group in group_records(records):
-            self.writer.stage(table.id, group, epoch)
+            self.writer.stage(table.id, group, session)
 
-    def stage_packed(self, table: Table, records: Sequence[Record], packed: Packed, epoch: int) -> None:
+    def stage_packed(self, table: Table, records: Sequence[Record], packed: Packed, session: Session) -> None:
         """Appends records as one frame, with the contents as they were compressed elsewhere.
 
         The caller has checked that ``packed`` holds the records' contents, and nothing else.
         """
         assert table.check is not None
-        self.writer.stage(table.id, records, epoch, packed)
+        self.writer.stage(table.id, records, session, packed)
 
     def stored(self, location: Location) -> bytes:
         """The frame that ``location`` lies in, as it is stored. Raises ``NotFound`` if its pack is gone."""

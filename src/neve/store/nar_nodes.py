@@ -104,9 +104,9 @@ class LocalNarNodes(NarNodes):
         absent = set(self._store.missing(NAR_NODES, [record.key for record in records]))
         if not absent:
             return
-        epoch = self._store.writer.epoch
-        self._store.stage(NAR_NODES, [record for record in records if record.key in absent], epoch)
-        self._store.writer.commit(epoch)
+        with self._store.writer.session() as session:
+            self._store.stage(NAR_NODES, [record for record in records if record.key in absent], session)
+            self._store.writer.commit(session)
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
         data = self._store.get(NAR_NODES, _BY_HASH + check_nar_hash(sha256))

@@ -65,7 +65,7 @@ class LocalBlobBatch(BlobBatch):
     def __init__(self, store: PackStore, threads: PackThreads) -> None:
         self._store = store
         self._threads = threads
-        self._epoch = store.writer.epoch
+        self._session = store.writer.begin()
         self._group: list[Record] = []
         self._group_bytes = 0
         self._lists: list[Record] = []
@@ -118,7 +118,7 @@ class LocalBlobBatch(BlobBatch):
             return
         with self._losing():
             packed = Packed(bundle.data, size, ZSTD if bundle.zstd else RAW)
-            self._store.stage_packed(BLOBS, records, packed, self._epoch)
+            self._store.stage_packed(BLOBS, records, packed, self._session)
             self._unclaim(records)
 
     @contextlib.contextmanager
@@ -133,7 +133,7 @@ class LocalBlobBatch(BlobBatch):
     def _claim(self, records: Sequence[Record]) -> bool:
         """Marks ``records`` as being staged, unless one of them is or was, or comes twice."""
         keys = [record.key for record in records]
-        if len(set(keys)) < len(keys) or self._store.locate(BLOBS, keys):
+        if len(set(keys)) < len(keys) or self._store.locate(BLOBS, keys, self._session):
             return False
         with self._lock:
             if any(key in self._staging for key in keys):
@@ -188,7 +188,7 @@ class LocalBlobBatch(BlobBatch):
         """Stages what is new of ``records``; a small blob only once a frame is full."""
         if not records:
             return
-        stored = self._store.locate(BLOBS, [record.key for record in records])
+        stored = self._store.locate(BLOBS, [record.key for record in records], self._session)
         full: list[list[Record]] = []
         with self._lock:
             for record in records:
@@ -214,7 +214,7 @@ class LocalBlobBatch(BlobBatch):
         return taken
 
     def _stage(self, records: list[Record]) -> None:
-        self._store.stage(BLOBS, records, self._epoch)
+        self._store.stage(BLOBS, records, self._session)
         self._unclaim(records)
 
     def _unclaim(self, records: Sequence[Record]) -> None:
@@ -245,12 +245,13 @@ class LocalBlobBatch(BlobBatch):
 
     def keep_many(self, digests: Sequence[Digest]) -> list[Digest]:
         self._drain()
-        found = self._store.locate(BLOBS, [check_digest(digest) for digest in digests])
+        found = self._store.locate(BLOBS, [check_digest(digest) for digest in digests], self._session)
         return [d for d in digests if d not in found and d != EMPTY_BLOB]
 
     def commit(self) -> None:
         self._drain()
-        self._store.writer.commit(self._epoch)
+        with self._losing():
+            self._store.writer.commit(self._session)
 
     def close(self) -> None:
         self._closed = True
@@ -261,6 +262,7 @@ class LocalBlobBatch(BlobBatch):
         self._group, self._lists, self._small = [], [], []
         self._queued.clear()
         self._staging.clear()
+        self._store.writer.end(self._session)
 
 
 class LocalBlobWriter(GatheringWriter):

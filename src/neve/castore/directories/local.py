@@ -12,6 +12,7 @@ from neve.castore.directory import Directory, child_digests
 from neve.errors import Corrupt, InvalidRequest, NotFound
 from neve.packstore.address import open_address
 from neve.packstore.frames import FRAME_TARGET, Record
+from neve.packstore.sessions import Session
 from neve.packstore.store import PackStore, Table
 from neve.registry import Address
 
@@ -83,10 +84,10 @@ class LocalDirectoryService(DirectoryService):
         by_digest = {directory.digest: directory for directory in directories}
         absent = self._store.missing(DIRECTORIES, list(by_digest))
         if absent:
-            epoch = self._store.writer.epoch
             records = [Record(_TAG, digest, by_digest[digest].encode()) for digest in absent]
-            self._store.stage(DIRECTORIES, records, epoch)
-            self._store.writer.commit(epoch)
+            with self._store.writer.session() as session:
+                self._store.stage(DIRECTORIES, records, session)
+                self._store.writer.commit(session)
 
     def put_multiple(self, limits: ClosureLimits = DEFAULT_LIMITS) -> DirectoryPutter:
         return _Putter(self._store, limits)
@@ -115,21 +116,21 @@ class _Putter(SpoolingPutter):
         self._store = store
 
     def _commit(self) -> None:
-        epoch = self._writer.epoch
-        group: list[Record] = []
-        size = 0
-        for digest, encoded in self._spooled():
-            group.append(Record(_TAG, digest, encoded))
-            size += len(encoded)
-            if size >= FRAME_TARGET:
-                self._stage(group, epoch)
-                group, size = [], 0
-        self._stage(group, epoch)
-        self._writer.commit(epoch)
+        with self._writer.session() as session:
+            group: list[Record] = []
+            size = 0
+            for digest, encoded in self._spooled():
+                group.append(Record(_TAG, digest, encoded))
+                size += len(encoded)
+                if size >= FRAME_TARGET:
+                    self._stage(group, session)
+                    group, size = [], 0
+            self._stage(group, session)
+            self._writer.commit(session)
 
-    def _stage(self, group: list[Record], epoch: int) -> None:
+    def _stage(self, group: list[Record], session: Session) -> None:
         absent = set(self._store.missing(DIRECTORIES, [record.key for record in group]))
-        self._store.stage(DIRECTORIES, [record for record in group if record.key in absent], epoch)
+        self._store.stage(DIRECTORIES, [record for record in group if record.key in absent], session)
 
 
 def _decoded(digest: Digest, encoded: bytes) -> Directory:
