@@ -10,11 +10,13 @@ from __future__ import annotations
 import struct
 import threading
 from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from neve.castore.digest import b3_digest
 from neve.castore.node import MAX_SIZE, Node
-from neve.errors import Corrupt, InvalidRequest
+from neve.errors import Corrupt, InvalidRequest, Unsupported
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, Table
 from neve.store.wire import decode_node, encode_node
@@ -56,6 +58,11 @@ class NarNodes(ABC):
     def nar(self, node: Node) -> Nar | None:
         """The NAR of this tree, if it is known."""
 
+    def list_hashes(self, after: bytes = b"", limit: int = 1000) -> Sequence[bytes]:
+        """Up to ``limit`` sha256 above ``after``, ascending, for which ``node`` tells something. May be
+        ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot list its entries")
+
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""
         return
@@ -81,6 +88,12 @@ class MemoryNarNodes(NarNodes):
 
     def nar(self, node: Node) -> Nar | None:
         return self._nars.get(node)
+
+    def list_hashes(self, after: bytes = b"", limit: int = 1000) -> Sequence[bytes]:
+        with self._lock:
+            hashes = sorted(self._nodes)
+        start = bisect_right(hashes, after)
+        return hashes[start : start + limit]
 
 
 class LocalNarNodes(NarNodes):
@@ -120,6 +133,10 @@ class LocalNarNodes(NarNodes):
     def nar(self, node: Node) -> Nar | None:
         data = self._store.get(NAR_NODES, _BY_NODE + b3_digest(encode_node(node)))
         return None if data is None else Nar(_SIZE.unpack_from(data)[0], data[_SIZE.size :])
+
+    def list_hashes(self, after: bytes = b"", limit: int = 1000) -> Sequence[bytes]:
+        page = self._store.page(NAR_NODES, _BY_HASH + after, limit)
+        return [key[1:] for key, _ in page if key.startswith(_BY_HASH)]
 
     def close(self) -> None:
         if not self._closed:

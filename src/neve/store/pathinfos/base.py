@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from neve.errors import InvalidRequest, LimitExceeded, NotFound, Unsupported
+from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, Unsupported
 from neve.nix import base32
 from neve.nix.signing import Signature
 from neve.nix.store_path import DIGEST_SIZE, StorePath
@@ -63,6 +63,15 @@ class PathInfoService(ABC):
     def names(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[StorePath]:
         """The store paths of what ``list`` gives. A backend can often tell them without reading all of it."""
         return [path_info.store_path for path_info in self.list(after, limit)]
+
+    def list_encoded(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[tuple[bytes, bytes | Corrupt]]:
+        """What ``list`` gives, by digest and as ``encode_path_info`` writes it. A backend need not check what
+        it says, and can tell one that is damaged by its error."""
+        return [(path_info.digest, encode_path_info(path_info)) for path_info in self.list(after, limit)]
+
+    def lists_in_pages(self) -> bool:
+        """Whether a page of ``list`` costs no more than what is on it. May ask somebody."""
+        return True
 
     def __iter__(self) -> Iterator[PathInfo]:
         """All path infos, a page at a time. May be ``Unsupported``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import TypeVar
 
 from neve.errors import Corrupt, NotFound
@@ -11,6 +12,7 @@ from neve.nix import base32
 from neve.nix.store_path import StorePath
 from neve.packstore.address import open_address
 from neve.packstore.frames import Record
+from neve.packstore.location import Location
 from neve.packstore.store import PackStore, Table, TableTransaction
 from neve.registry import Address
 from neve.store.path_info import InvalidPathInfo, PathInfo
@@ -69,17 +71,36 @@ class LocalPathInfoService(PathInfoService):
     def names(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[StorePath]:
         return self._page(after, limit, decode_path_name)
 
+    def list_encoded(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[tuple[bytes, bytes | Corrupt]]:
+        return self._records(after, limit, self._encoded)
+
+    def _encoded(self, digest: bytes, location: Location) -> bytes | Corrupt:
+        try:
+            return self._store.read(PATH_INFOS, digest, location)
+        except Corrupt as error:
+            return error
+
     def _page(self, after: bytes, limit: int, decode: Callable[[bytes], T]) -> Sequence[T]:
         """What ``decode`` makes of a page of records."""
+
+        def read(digest: bytes, location: Location) -> T:
+            return _decoded(digest, self._store.read(PATH_INFOS, digest, location), decode)
+
+        return [decoded for _, decoded in self._records(after, limit, read)]
+
+    def _records(
+        self, after: bytes, limit: int, read: Callable[[bytes, Location], T]
+    ) -> Sequence[tuple[bytes, T]]:
+        """What ``read`` makes of a page of records, by digest."""
         found: dict[bytes, T] = {}
         # A page of which nothing is left is not the end of the list.
         while not found and (page := self._store.page(PATH_INFOS, after, limit)):
             # Those that lie side by side may share a frame, which is unpacked once that way.
             for key, location in sorted(page, key=lambda item: item[1].place):
                 with contextlib.suppress(NotFound):  # Deleted, and its pack gone, since the page was read.
-                    found[key] = _decoded(key, self._store.read(PATH_INFOS, key, location), decode)
+                    found[key] = read(key, location)
             after = page[-1][0]
-        return [found[key] for key in sorted(found)]
+        return sorted(found.items(), key=itemgetter(0))
 
     def delete_many(self, digests: Sequence[bytes]) -> int:
         for digest in digests:
