@@ -19,6 +19,7 @@ from neve.castore.traverse import descend, get_directory, wrong_length
 from neve.errors import InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable, Unsupported
 from neve.nix.store_path import STORE_DIR, StorePath
 from neve.store.importer import ImportOptions, import_path
+from neve.store.mirror import MirrorOptions, MirrorReport, mirror
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.services import Services, open_services
@@ -104,6 +105,17 @@ class Store:
     def nar(self, path: str | StorePath, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The NAR of a store path (or its bytes ``start`` to ``stop``), in pieces."""
         return self.services.renderer.stream(self.existing_node(path), start, stop)
+
+    def mirror_to(
+        self,
+        target: Store,
+        options: MirrorOptions | None = None,
+        *,
+        progress: Progress = NO_PROGRESS,
+    ) -> MirrorReport:
+        """Copies to another store what it misses of this one; see ``neve.store.mirror``. What could not be
+        copied is told in the report."""
+        return mirror(self.services, target.services, options, progress=progress)
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from neve import __version__
-from neve.cli import copying, daemon, ingest, inspect, keys, logs, maintain, serve, token
+from neve.cli import copying, daemon, ingest, inspect, keys, logs, maintain, mirror, serve, token
 
 
 @click.group(
@@ -70,6 +70,7 @@ def key() -> None:
 
 cli.add_command(ingest.import_command)
 cli.add_command(copying.copy)
+cli.add_command(mirror.mirror)
 nar.add_command(inspect.nar_export)
 nar.add_command(ingest.nar_import)
 archive.add_command(ingest.archive_import)

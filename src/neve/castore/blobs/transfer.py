@@ -23,6 +23,9 @@ from neve.tree import WHOLE_FILE_LIMIT
 
 T = TypeVar("T")
 
+Wanted = Mapping[Digest, int | None]
+"""Blobs to be copied, and how many bytes they have to have, if that is known."""
+
 GROUP_BLOBS = 1024
 GROUP_BYTES = 8 * 1024 * 1024
 """Blobs that are asked for and read together."""
@@ -51,10 +54,14 @@ class BlobCopies:
     """Copies blobs that ``target`` misses. For one thread; leaving the ``with`` block without ``finish``
     gives up what was not committed."""
 
-    def __init__(self, source: BlobService, target: BlobService) -> None:
+    def __init__(
+        self, source: BlobService, target: BlobService, *, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        """``tick`` is called now and then while a call of ``add`` or ``finish`` waits, in its thread."""
         self._source = source
         self._target = target
-        self._queue: queue.Queue[Mapping[Digest, int] | None] = queue.Queue(_COPIERS)
+        self._tick = tick
+        self._queue: queue.Queue[Wanted | None] = queue.Queue(_COPIERS)
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
         self._given_up = False
@@ -66,9 +73,9 @@ class BlobCopies:
         """Blobs that were."""
         self.copied_bytes = 0
 
-    def add(self, wanted: Mapping[Digest, int]) -> None:
-        """Takes digests of blobs and how long they have to be, at most about ``GROUP_BLOBS`` and
-        ``GROUP_BYTES``. Waits if many are under way. Raises what has ended a copier."""
+    def add(self, wanted: Wanted) -> None:
+        """Takes at most about ``GROUP_BLOBS`` blobs of ``GROUP_BYTES`` in all. Waits if many are under way.
+        Raises what has ended a copier."""
         if wanted:
             if len(self._threads) < _COPIERS and (not self._threads or not self._queue.empty()):
                 thread = threading.Thread(target=self._run, name="neve-transfer", daemon=True)
@@ -76,7 +83,7 @@ class BlobCopies:
                 thread.start()
             self._put(wanted)
 
-    def _put(self, wanted: Mapping[Digest, int] | None) -> None:
+    def _put(self, wanted: Wanted | None) -> None:
         # Again and again: who is interrupted in the middle of a put may wait for ever.
         while True:
             if self._failure is not None and wanted is not None:
@@ -84,6 +91,7 @@ class BlobCopies:
             with contextlib.suppress(queue.Full):
                 self._queue.put(wanted, timeout=_PATIENCE_SECONDS)
                 return
+            self._tick()
 
     def taken(self) -> int:
         """Bytes of the blobs that were dealt with since the last call."""
@@ -101,7 +109,9 @@ class BlobCopies:
         for _ in self._threads:
             self._put(None)
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(_PATIENCE_SECONDS)
+                self._tick()
         self._threads = []
 
     def __enter__(self) -> Self:
@@ -168,18 +178,19 @@ class _Copier:
             self._open = self._target.batch()
         return self._open
 
-    def copy(self, wanted: Mapping[Digest, int]) -> None:
+    def copy(self, wanted: Wanted) -> None:
         missing = self._target.missing_blobs([digest for digest in wanted if digest != EMPTY_BLOB])
-        self._copies.note_taken(sum(wanted.values()) - sum(wanted[digest] for digest in missing))
-        small = [digest for digest in missing if wanted[digest] <= WHOLE_FILE_LIMIT]
-        apart = [digest for digest in missing if wanted[digest] > WHOLE_FILE_LIMIT]
+        absent = set(missing)
+        self._copies.note_taken(sum(size or 0 for digest, size in wanted.items() if digest not in absent))
+        small = [digest for digest in missing if (wanted[digest] or 0) <= WHOLE_FILE_LIMIT]
+        apart = [digest for digest in missing if (wanted[digest] or 0) > WHOLE_FILE_LIMIT]
         apart += self._copy_together(small, wanted)
         for digest in apart:
             try:
                 self._copy_apart(digest, wanted[digest])
             except UnreadableBlob as unreadable:
                 self._copies.note_failure(digest, unreadable.error)
-                self._copies.note_taken(wanted[digest])
+                self._copies.note_taken(wanted[digest] or 0)
         if self._uncommitted >= _COMMIT_BYTES:
             self.commit()
 
@@ -192,7 +203,7 @@ class _Copier:
         self._uncommitted += sum(sizes)
         self._copies.note_copied(sizes)
 
-    def _copy_together(self, digests: Sequence[Digest], wanted: Mapping[Digest, int]) -> list[Digest]:
+    def _copy_together(self, digests: Sequence[Digest], wanted: Wanted) -> list[Digest]:
         """Copies small blobs as the source gives them; those that are to be copied apart."""
         left = dict.fromkeys(digests)
         with contextlib.suppress(UnreadableBlob):  # About one, and hides the others.
@@ -201,23 +212,25 @@ class _Copier:
                     left.pop(digest, None)
         return list(left)
 
-    def _take(self, answer: Answer, digests: Sequence[Digest], wanted: Mapping[Digest, int]) -> list[Digest]:
+    def _take(self, answer: Answer, digests: Sequence[Digest], wanted: Wanted) -> list[Digest]:
         """Passes on what is right of an answer."""
         whole = answer.as_bundle(digests)
-        if whole is not None and whole.sizes == [wanted[digest] for digest in whole.digests]:
+        if whole is not None and all(map(_fits, whole.sizes, map(wanted.get, whole.digests))):
             try:
                 self._batch.put_bundle(whole)
             except InvalidBundle:
                 return []
             self._note(whole.sizes)
             return whole.digests
-        blobs = [bytes(blob) for digest, blob in proven(answer, digests) if wanted[digest] == len(blob)]
+        blobs = [bytes(blob) for digest, blob in proven(answer, digests) if _fits(len(blob), wanted[digest])]
         self._note([len(blob) for blob in blobs])
         return self._batch.put_many(blobs) if blobs else []
 
-    def _copy_apart(self, digest: Digest, size: int) -> None:
+    def _copy_apart(self, digest: Digest, size: int | None) -> None:
         """Copies one blob: in chunks as the source has it, if it can tell."""
-        chunks = _reading(lambda: self._source.stored_chunks(digest)) if size > WHOLE_FILE_LIMIT else []
+        chunks = _reading(lambda: self._source.stored_chunks(digest))
+        if sum(chunk.size for chunk in chunks) <= WHOLE_FILE_LIMIT:
+            chunks = []
         if chunks and max(chunk.size for chunk in chunks) <= WHOLE_FILE_LIMIT:
             # What is damaged, or was cut too finely to be kept, the way below tells or mends.
             with contextlib.suppress(UnreadableBlob, InvalidRequest):
@@ -225,7 +238,7 @@ class _Copier:
                 return
         self._write(digest, size, _read(self._source.stream(digest)))
 
-    def _write(self, digest: Digest, size: int, pieces: Iterable[bytes | Bundle]) -> None:
+    def _write(self, digest: Digest, size: int | None, pieces: Iterable[bytes | Bundle]) -> None:
         length = 0
         with self._batch.open_write() as writer:
             for piece in pieces:
@@ -236,9 +249,9 @@ class _Copier:
                     length += piece.raw_size
                 else:
                     length += writer.write(piece)
-                if length > size:
+                if size is not None and length > size:
                     break
-            if length != size:
+            if not _fits(length, size):
                 raise UnreadableBlob(
                     Corrupt(f"blob {format_digest(digest)} has another length than its node says, {size}")
                 )
@@ -246,7 +259,7 @@ class _Copier:
                 raise UnreadableBlob(
                     Corrupt(f"blob {format_digest(digest)}: what the source gives does not match the digest")
                 )
-        self._note([size])
+        self._note([length])
 
     def _bundles(self, chunks: Sequence[Chunk]) -> Iterator[Bundle]:
         for start in range(0, len(chunks), _CHUNKS_AT_ONCE):
@@ -285,6 +298,10 @@ def _fetch(service: BlobService, digests: Sequence[Digest], found: dict[Digest, 
             continue
         for digest, blob in proven(answer, digests):
             found[digest] = Bundle([digest], [len(blob)], blob)
+
+
+def _fits(length: int, wanted: int | None) -> bool:
+    return wanted is None or length == wanted
 
 
 def proven(answer: Answer, digests: Sequence[Digest]) -> Iterator[tuple[Digest, memoryview]]:
