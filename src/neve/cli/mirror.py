@@ -12,7 +12,8 @@ from neve.cli.failures import SomeFailedError
 from neve.cli.inspect import shown_bytes
 from neve.cli.options import STORE_PATH, StoreOptions, check_address, netrc_file
 from neve.cli.progress import progress_bar, result_lines
-from neve.errors import NotFound
+from neve.errors import NotFound, Unsupported
+from neve.registry import shown_url
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
@@ -60,11 +61,15 @@ def mirror(source: str, target: str, paths: tuple[StorePath, ...], **flags: bool
         raise click.UsageError("--everything is about the whole store: leave out --path")
     from neve.store.mirror import MirrorOptions
     from neve.store.mirror import mirror as run
+    from neve.store.places import is_source
 
+    if is_source(source) and not paths:
+        raise Unsupported(
+            f"{shown_url(source)} is a binary cache, which cannot be listed; name the paths with --path"
+        )
     options = MirrorOptions(paths=paths or None, **flags)
-    dry_run = options.dry_run
     with (
-        _opened(source, target, write=not dry_run) as (services, to_services),
+        _opened(source, target, write=not options.dry_run) as (services, to_services),
         result_lines() as write,
         progress_bar("mirroring") as progress,
     ):
@@ -72,10 +77,10 @@ def mirror(source: str, target: str, paths: tuple[StorePath, ...], **flags: bool
             services,
             to_services,
             options,
-            copied=lambda path: write(path.absolute) if dry_run else None,
+            copied=lambda path: write(path.absolute) if options.dry_run else None,
             progress=progress,
         )
-    _tell(report, dry_run=dry_run)
+    _tell(report, dry_run=options.dry_run)
 
 
 @contextlib.contextmanager

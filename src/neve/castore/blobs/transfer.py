@@ -67,8 +67,8 @@ class BlobCopies:
         self._given_up = False
         self._lock = threading.Lock()
         self._bytes = 0
-        self.failures: dict[Digest, NeveError] = {}
-        """What could not be copied, and why."""
+        self.failures: dict[tuple[Digest, int | None], NeveError] = {}
+        """What could not be copied, by digest and wanted length, and why."""
         self.copied = 0
         """Blobs that were."""
         self.copied_bytes = 0
@@ -156,10 +156,10 @@ class BlobCopies:
             self.copied_bytes += sum(sizes)
             self._bytes += sum(sizes)
 
-    def note_failure(self, digest: Digest, error: NeveError) -> None:
+    def note_failure(self, digest: Digest, size: int | None, error: NeveError) -> None:
         """A blob cannot be copied."""
         with self._lock:
-            self.failures[digest] = error
+            self.failures[digest, size] = error
 
 
 class _Copier:
@@ -189,7 +189,7 @@ class _Copier:
             try:
                 self._copy_apart(digest, wanted[digest])
             except UnreadableBlob as unreadable:
-                self._copies.note_failure(digest, unreadable.error)
+                self._copies.note_failure(digest, wanted[digest], unreadable.error)
                 self._copies.note_taken(wanted[digest] or 0)
         if self._uncommitted >= _COMMIT_BYTES:
             self.commit()

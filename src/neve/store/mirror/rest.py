@@ -53,7 +53,7 @@ def _copy_blobs(source: Services, target: Services, report: MirrorReport, progre
         copies.finish()
         report.blobs += copies.copied
         report.blob_bytes += copies.copied_bytes
-        for digest, error in copies.failures.items():
+        for (digest, _), error in copies.failures.items():
             report.fail(f"blob {format_digest(digest)}", error)
 
 
