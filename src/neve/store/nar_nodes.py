@@ -50,6 +50,11 @@ class NarNodes(ABC):
         """Remembers the NAR of ``node``, which the caller has computed itself; ``file_sha256`` is the
         hash of a compressed file that holds it."""
 
+    def put_many(self, entries: Sequence[tuple[Node, Nar]]) -> None:
+        """Puts entries, durable on return."""
+        for node, nar in entries:
+            self.put(node, nar)
+
     @abstractmethod
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
         """The tree of the NAR (or file) with this sha256, and the NAR's size in bytes."""
@@ -109,17 +114,18 @@ class LocalNarNodes(NarNodes):
         return self._store
 
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
-        hashes = check_nar(nar, file_sha256)
-        encoded = encode_node(node)
-        size = _SIZE.pack(nar.size)
-        records = [Record(_TAG, _BY_NODE + b3_digest(encoded), size + nar.sha256)]
-        records += [Record(_TAG, _BY_HASH + sha256, size + encoded) for sha256 in hashes]
-        absent = set(self._store.missing(NAR_NODES, [record.key for record in records]))
-        if not absent:
-            return
-        with self._store.writer.session() as session:
-            self._store.stage(NAR_NODES, [record for record in records if record.key in absent], session)
-            self._store.writer.commit(session)
+        self._put(_records(node, nar, file_sha256))
+
+    def put_many(self, entries: Sequence[tuple[Node, Nar]]) -> None:
+        self._put([record for node, nar in entries for record in _records(node, nar, None)])
+
+    def _put(self, records: Sequence[Record]) -> None:
+        by_key = {record.key: record for record in records}
+        absent = self._store.missing(NAR_NODES, list(by_key))
+        if absent:
+            with self._store.writer.session() as session:
+                self._store.stage(NAR_NODES, [by_key[key] for key in absent], session)
+                self._store.writer.commit(session)
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
         data = self._store.get(NAR_NODES, _BY_HASH + check_nar_hash(sha256))
@@ -142,6 +148,14 @@ class LocalNarNodes(NarNodes):
         if not self._closed:
             self._closed = True
             self._store.close()
+
+
+def _records(node: Node, nar: Nar, file_sha256: bytes | None) -> list[Record]:
+    hashes = check_nar(nar, file_sha256)
+    encoded = encode_node(node)
+    size = _SIZE.pack(nar.size)
+    by_node = Record(_TAG, _BY_NODE + b3_digest(encoded), size + nar.sha256)
+    return [by_node, *(Record(_TAG, _BY_HASH + sha256, size + encoded) for sha256 in hashes)]
 
 
 def check_nar(nar: Nar, file_sha256: bytes | None) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -63,28 +64,27 @@ class Pending:
         low, high = 0, len(self.states)
         while low < high:
             middle = (low + high) // 2
-            if self._entry(middle)[0] < digest:
+            if self._digest(middle) < digest:
                 low = middle + 1
             else:
                 high = middle
-        return low if low < len(self.states) and self._entry(low)[0] == digest else None
+        return low if low < len(self.states) and self._digest(low) == digest else None
 
-    def _entry(self, number: int) -> tuple[bytes, int, int]:
+    def _digest(self, number: int) -> bytes:
         assert self._map is not None
-        found: tuple[bytes, int, int] = _ENTRY.unpack_from(self._map, number * _ENTRY.size)
-        return found
+        start = number * _ENTRY.size
+        return self._map[start : start + DIGEST_SIZE]
 
     def encoded(self, number: int) -> bytes:
         """The path info."""
-        _, start, length = self._entry(number)
+        assert self._map is not None
+        _, start, length = _ENTRY.unpack_from(self._map, number * _ENTRY.size)
         with os_errors("cannot read in the temporary folder what is to be copied"):
-            self._data.seek(start)
-            data: bytes = self._data.read(length)
-        return data
+            return os.pread(self._data.fileno(), length, start)
 
     def digests(self) -> Iterator[bytes]:
         """All digests, ascending."""
-        return (self._entry(number)[0] for number in range(len(self.states)))
+        return (self._digest(number) for number in range(len(self.states)))
 
     def close(self) -> None:
         """Frees the disk. Can be called again."""

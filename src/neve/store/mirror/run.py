@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from neve.castore.at_once import CallsAtOnce
@@ -177,13 +177,22 @@ class _Mirror:
 
     def _register(self, group: Sequence[Item]) -> None:
         """Registers the paths of a group whose contents are there, references first."""
+        if self._target.packs is not None:
+            self._settle(ready := self._ready(group), self._put_together(ready))
+            return
         for level in _levels(group):
-            ready = [item for item in level if self._may_be_registered(item)]
-            for item, error in zip(ready, self._calls.map(self._put, ready), strict=True):
-                if error is None:
-                    self._tell_done(item)
-                else:
-                    self._fail(item, error)
+            self._settle(ready := self._ready(level), self._calls.map(self._put, ready))
+
+    def _settle(self, items: Sequence[Item], errors: Iterable[NeveError | None]) -> None:
+        """Notes what became of paths that were put."""
+        for item, error in zip(items, errors, strict=True):
+            if error is None:
+                self._tell_done(item)
+            else:
+                self._fail(item, error)
+
+    def _ready(self, items: Sequence[Item]) -> list[Item]:
+        return [item for item in items if self._may_be_registered(item)]
 
     def _may_be_registered(self, item: Item) -> bool:
         if item.error is not None:
@@ -204,32 +213,38 @@ class _Mirror:
         else:
             self._order.fail(item, error)
 
+    def _put_together(self, items: Sequence[Item]) -> list[NeveError | None]:
+        """Registers paths, all by one commit; returns what concerns one of them only."""
+        path_infos = [item.known for item in items if isinstance(item.known, PathInfo)]
+        with self._target.one_commit():
+            nars = [(path_info.node, self._nar(path_info)) for path_info in path_infos]
+            self._target.nar_nodes.put_many([(node, nar) for node, nar in nars if nar is not None])
+            results = self._target.path_infos.put_many(path_infos)
+        return [result if isinstance(result, NeveError) else None for result in results]
+
     def _put(self, item: Item) -> NeveError | None:
         """Registers a path. In a thread of its own; returns what concerns this path only."""
         assert isinstance(item.known, PathInfo)
         try:
-            with self._target.one_commit():
-                if item.with_contents:
-                    self._put_nar(item.known)
-                self._target.path_infos.put(item.known)
+            if (nar := self._nar(item.known)) is not None:
+                self._target.nar_nodes.put(item.known.node, nar)
+            self._target.path_infos.put(item.known)
         except CONCERNS_ALL:
             raise
         except NeveError as error:
             return error
         return None
 
-    def _put_nar(self, path_info: PathInfo) -> None:
-        """Remembers what is known of the NAR: if it was computed on our side, for it may be signed."""
-        nar = None
+    def _nar(self, path_info: PathInfo) -> Nar | None:
+        """What is known of the NAR, if it was computed on our side, for it may be signed."""
         if self._options.nars and path_info.nar is not None:
-            nar = Nar(path_info.nar.size, path_info.nar.sha256)
-        elif self._source.nar_nodes.is_ours:
-            try:
-                nar = self._source.nar_nodes.nar(path_info.node)
-            except Corrupt:
-                return  # It only saves work.
-        if nar is not None:
-            self._target.nar_nodes.put(path_info.node, nar)
+            return Nar(path_info.nar.size, path_info.nar.sha256)
+        if not self._source.nar_nodes.is_ours:
+            return None
+        try:
+            return self._source.nar_nodes.nar(path_info.node)
+        except Corrupt:
+            return None  # It only saves work.
 
     def _tell_done(self, item: Item) -> None:
         nar = item.known.nar

@@ -5,7 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, Unsupported
+from neve.errors import (
+    Corrupt,
+    InvalidRequest,
+    LimitExceeded,
+    NeveError,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    Unsupported,
+)
 from neve.nix import base32
 from neve.nix.signing import Signature
 from neve.nix.store_path import DIGEST_SIZE, StorePath
@@ -56,6 +65,11 @@ class PathInfoService(ABC):
         refused with ``LimitExceeded``, and nothing changes.
         """
 
+    def put_many(self, path_infos: Sequence[PathInfo]) -> Sequence[PathInfo | NeveError]:
+        """Puts path infos, durable on return; what is stored, or why one cannot be. Nobody sees one before
+        those in front of it. Raises what concerns all of them: ``Unavailable``, ``PermissionDenied``."""
+        return [_stored_or_error(self, path_info) for path_info in path_infos]
+
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
         """Up to ``limit`` path infos with digests above ``after``, ascending. May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot list path infos")
@@ -98,6 +112,15 @@ class PathInfoService(ABC):
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""
         return
+
+
+def _stored_or_error(service: PathInfoService, path_info: PathInfo) -> PathInfo | NeveError:
+    try:
+        return service.put(path_info)
+    except (Unavailable, PermissionDenied):
+        raise
+    except NeveError as error:
+        return error
 
 
 def to_be_stored(stored: PathInfo | None, new: PathInfo) -> PathInfo:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import TypeVar
 
-from neve.errors import Corrupt, NotFound
+from neve.errors import Conflict, Corrupt, LimitExceeded, NeveError, NotFound
 from neve.nix import base32
 from neve.nix.store_path import StorePath
 from neve.packstore.address import open_address
@@ -51,19 +51,15 @@ class LocalPathInfoService(PathInfoService):
         if found is not None and to_be_stored(found, path_info) == found:
             return found
 
-        def change(transaction: TableTransaction) -> PathInfo:
-            stored = _stored(transaction, path_info.digest, damaged_is_none=replace)
-            result = to_be_stored(None if replace else stored, path_info)
-            if result != stored:
-                record = Record(_TAG, result.digest, encode_path_info(result))
-                transaction.put(PATH_INFOS, record)
-                if stored is None or stored.references != result.references:
-                    _forget_references(transaction, stored)
-                    for reference in set(result.references):
-                        transaction.put(REFERRERS, Record(_TAG, reference + result.digest, b""))
-            return result
+        return self._store.update(lambda transaction: _put(transaction, path_info, replace=replace))
 
-        return self._store.update(change)
+    def put_many(self, path_infos: Sequence[PathInfo]) -> Sequence[PathInfo | NeveError]:
+        """All of them by one commit."""
+
+        def change(transaction: TableTransaction) -> list[PathInfo | NeveError]:
+            return [_put_or_error(transaction, path_info) for path_info in path_infos]
+
+        return self._store.update(change) if path_infos else []
 
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
         return self._page(after, limit, decode_path_info)
@@ -130,6 +126,25 @@ class LocalPathInfoService(PathInfoService):
         if not self._closed:
             self._closed = True
             self._store.close()
+
+
+def _put(transaction: TableTransaction, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
+    stored = _stored(transaction, path_info.digest, damaged_is_none=replace)
+    result = to_be_stored(None if replace else stored, path_info)
+    if result != stored:
+        transaction.put(PATH_INFOS, Record(_TAG, result.digest, encode_path_info(result)))
+        if stored is None or stored.references != result.references:
+            _forget_references(transaction, stored)
+            for reference in set(result.references):
+                transaction.put(REFERRERS, Record(_TAG, reference + result.digest, b""))
+    return result
+
+
+def _put_or_error(transaction: TableTransaction, path_info: PathInfo) -> PathInfo | NeveError:
+    try:
+        return _put(transaction, path_info)
+    except (Conflict, Corrupt, LimitExceeded) as error:
+        return error  # It shows before anything is changed.
 
 
 def _stored(transaction: TableTransaction, digest: bytes, *, damaged_is_none: bool) -> PathInfo | None:
