@@ -73,6 +73,19 @@ def write_until_killed(store: PackStore, diary: Diary, seed: int) -> None:
             diary.intend(f"= {name.hex()} {value}")
             set_name(store, name, b"%d" % value)
             diary.note(f"= {name.hex()} {value}")
+        elif action < 0.93:
+            # The one who staged them gives them up, but another has found them, and promises them.
+            made = [record(noise.randbytes(8000)) for _ in range(noise.randrange(1, 12))]
+            lines = [f"+ {one.key.hex()}" for one in made]
+            diary.intend(*lines)
+            with store.writer.session() as finder:
+                with store.writer.session() as session:
+                    for one in made:
+                        store.stage(BLOBS, [one], session)
+                    found = store.locate(BLOBS, [one.key for one in made], finder)
+                store.writer.commit(finder)
+            diary.note(*(f"+ {key.hex()}" for key in found))
+            stored += found
         elif action < 0.95:
             # What is given up, nobody is promised: nothing to write down.
             with store.writer.session() as session:
