@@ -72,3 +72,44 @@ def test_only_a_whole_local_store_has_an_index(neve: Neve, path: str, tmp_path: 
     assert (
         "is not a neve store" in neve("verify", "--rebuild-index", "--store", f"local://{tmp_path}").failure
     )
+
+
+def test_repair(neve: Neve, path: str, tmp_path: Path) -> None:
+    backup = f"local://{tmp_path}/backup"
+    assert neve("mirror", f"local://{tmp_path}/store", backup).code == 0
+    nar = neve("nar", "export", path).out
+    well = neve("verify", "--repair-from", backup)
+    assert (well.code, well.out) == (0, b"")
+    assert "repaired" not in well.err
+    _damage(tmp_path / "store")
+    done = neve("verify", "--repair-from", backup)
+    assert (done.code, done.out) == (0, b"")
+    lines = done.err.splitlines()
+    assert re.fullmatch(r"neve: repaired objects: [1-9][0-9]*", lines[0])
+    assert "damage where nothing is in use: pack" in lines[1]
+    assert neve("verify").code == 0
+    assert neve("verify", "--rebuild-index", "--repair-from", backup, "--nars").code == 0
+    assert neve("nar", "export", path).out == nar
+
+
+def test_what_is_not_repaired(neve: Neve, path: str, tmp_path: Path) -> None:
+    backup = f"local://{tmp_path}/backup"
+    (tmp_path / "other").write_text("another")
+    assert neve("import", "--store", backup, tmp_path / "other").code == 0
+    _damage(tmp_path / "store")
+    done = neve("verify", "--repair-from", backup)
+    assert done.code == 1
+    assert all(path in line for line in done.out.decode().splitlines())
+    assert "not repaired: " in done.err
+    assert "damaged objects: " in done.err
+
+
+def test_where_nothing_can_be_repaired(neve: Neve, path: str, tmp_path: Path) -> None:
+    here = f"local://{tmp_path}/store"
+    assert "from itself" in neve("verify", "--repair-from", here).failure
+    assert "only an embedded store" in neve("verify", "--store", "memory://", "--repair-from", here).failure
+    assert "is not a neve store" in neve("verify", "--repair-from", f"local://{tmp_path}").failure
+    assert "binary cache" in neve("verify", "--repair-from", f"nix+file://{tmp_path}").failure
+    assert neve("verify", "--repair-from", "nonsense").code == 2
+    options = ("--repair-from", here, "--blob-service-addr", here)
+    assert neve("verify", *options).code == 2

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from neve.cli import output
-from neve.cli.options import StoreOptions, store_options
+from neve.cli.options import StoreOptions, check_address, store_options
 from neve.cli.progress import progress_bar
+from neve.errors import Unsupported
+from neve.registry import shown_url
 from neve.telemetry import LOGGER
+
+if TYPE_CHECKING:
+    from neve.store.check import VerifyReport
 
 
 @click.command()
@@ -17,23 +24,35 @@ from neve.telemetry import LOGGER
     help="First make a new index from the packs; nobody else may have the store open.",
 )
 @click.option(
+    "--repair-from",
+    metavar="URL",
+    callback=check_address,
+    help="Fetch what is damaged or missing from this store; only for an embedded store.",
+)
+@click.option(
     "--nars", is_flag=True, help="Also render the NAR of each store path and compare it with what is stated."
 )
 @store_options
-def verify(store: StoreOptions, rebuild_index: bool, nars: bool) -> None:
+def verify(store: StoreOptions, rebuild_index: bool, repair_from: str | None, nars: bool) -> None:
     """Re-hash everything in the store.
 
     Writes a line for each damaged object, with the store paths that it breaks; exit code 1 if there
-    is any.
+    is any. With --repair-from, for each that is still damaged or missing after the repair. Others may use the
+    store meanwhile, but not while its index is made anew.
 
     \b
     Example:
       neve verify
       neve verify --store local:///srv/neve --rebuild-index
+      neve verify --store local:///srv/neve --repair-from local:///backup/neve
     """
+    whole = store.whole() if rebuild_index or repair_from else ""
     if rebuild_index:
-        rebuild(store.whole())
-    problems = find_problems(store, nars=nars)
+        rebuild(whole)
+    if repair_from:
+        problems = repair_problems(store, repair_from, nars=nars)
+    else:
+        problems = find_problems(store, nars=nars)
     for problem in problems:
         output.line(problem)
     if problems:
@@ -46,6 +65,31 @@ def find_problems(options: StoreOptions, *, nars: bool) -> list[str]:
 
     with options.open() as store, progress_bar("verifying") as progress:
         report = verify_store(store.services, progress, nar_hashes=nars)
+    return _told(report)
+
+
+def repair_problems(options: StoreOptions, source: str, *, nars: bool) -> list[str]:
+    """What is still damaged after a repair, a line for each. Tells in the log what was done."""
+    from neve.store.places import is_source
+    from neve.store.repair import repair
+
+    if is_source(source):
+        raise Unsupported(f"{shown_url(source)} is a binary cache, which does not give single objects")
+    # In this order: a process cannot write to an embedded store that it has open for reading only.
+    with (
+        options.open(write=True) as store,
+        StoreOptions(source).open() as other,
+        progress_bar("verifying") as progress,
+    ):
+        report = repair(store.services, other.services, progress, nar_hashes=nars)
+    for reason in report.reasons:
+        LOGGER.error("%s", reason)
+    if report.repaired:
+        LOGGER.info("repaired objects: %d", report.repaired)
+    return _told(report)
+
+
+def _told(report: VerifyReport) -> list[str]:
     LOGGER.info("%s", report.summary)
     if report.problems:
         LOGGER.error("damaged objects: %d", len(report.problems))

@@ -80,6 +80,8 @@ class _Verification:
         self._confirmed = dict.fromkeys(tables, 0)
         self._good: set[int] = set()
         """The places of all frames that are intact."""
+        self._gaps: list[str] = []
+        """Places where no intact frame could be found."""
 
     def check_frames(self) -> None:
         """Checks the frames only, whether the index knows them or not."""
@@ -87,6 +89,8 @@ class _Verification:
             for _, frame, payload in self._frames(pack_id, None):
                 if payload is None:
                     self._report.add(f"{describe_place(frame_place(pack_id, frame))}: the frame is damaged")
+        for gap in self._gaps:
+            self._report.add(gap)
 
     def check_all(self) -> None:
         # In this order: what is added in between counts as confirmed, not as expected.
@@ -96,10 +100,18 @@ class _Verification:
             for _, frame, payload in self._frames(pack_id, lengths.get(pack_id, 0)):
                 self._check_frame(pack_id, frame, payload)
             self._check_tail(pack_id, lengths.get(pack_id, 0))
+        anything_lost = False
         for table_id, table in self._tables.items():
             self._report.records[table.name] = self._confirmed[table_id]
             if self._confirmed[table_id] < expected[table_id]:
-                self._report.problems += self._unconfirmed(table, lengths)
+                lost = list(self._unconfirmed(table, lengths))
+                self._report.problems += lost
+                anything_lost = anything_lost or bool(lost)
+        for gap in self._gaps:
+            if anything_lost:
+                self._report.add(gap)
+            else:
+                self._report.unused.append(gap)
 
     def _frames(self, pack_id: int, length: int | None) -> Iterator[tuple[int, pack.Frame, bytes | None]]:
         """The data frames of a pack up to its committed length, with their payload if it is intact."""
@@ -114,7 +126,7 @@ class _Verification:
                         return
                     if isinstance(found, pack.Damage):
                         end = found.end if length is None else min(found.end, length)
-                        self._report.add(f"{path} is damaged from byte {start} to {end}")
+                        self._gaps.append(f"{path} is damaged from byte {start} to {end}")
                     elif found.kind == pack.DATA:
                         yield fd, found, self._payload(fd, pack_id, found)
                         self._progress(found.end - found.offset)
@@ -161,7 +173,7 @@ class _Verification:
         if not in_use:
             self._report.dead_bytes += frame.end - frame.offset
             if payload is None:
-                self._report.add(f"{describe_place(place)}: a frame that is not in use any more is damaged")
+                self._report.unused.append(f"{describe_place(place)}: a frame that is not in use is damaged")
 
     def _used(self, pack_id: int, frame: pack.Frame) -> Iterator[pack.Entry]:
         """The entries of ``frame`` to which the index points."""
