@@ -30,7 +30,7 @@ GROUP_BLOBS = 1024
 GROUP_BYTES = 8 * 1024 * 1024
 """Blobs that are asked for and read together."""
 
-_COPIERS = 4
+_COPIERS = 3
 """Groups on their way at once: some wait for the source while others are hashed."""
 
 _COMMIT_BYTES = 128 * 1024 * 1024
