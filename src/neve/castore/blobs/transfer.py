@@ -42,8 +42,8 @@ _CHUNKS_AT_ONCE = 16
 _PATIENCE_SECONDS = 0.1
 
 
-class UnreadableBlob(Exception):  # noqa: N818 - goes from the reading of a blob to who notes it
-    """The source fails to give a blob; ``error`` says why."""
+class UnreadableBlob(NeveError):
+    """The source fails to give a blob; ``error`` says why. Goes from the reading to who notes it."""
 
     def __init__(self, error: NeveError) -> None:
         super().__init__(str(error))
@@ -320,7 +320,7 @@ def _reading(read: Callable[[], T]) -> T:
     """What ``read`` gives. Raises ``UnreadableBlob`` if it is about a blob, else what it raises."""
     try:
         return read()
-    except (Unavailable, PermissionDenied):
+    except (Unavailable, PermissionDenied, UnreadableBlob):
         raise
     except NeveError as error:
         raise UnreadableBlob(error) from error
