@@ -42,7 +42,7 @@ _CHUNKS_AT_ONCE = 16
 _PATIENCE_SECONDS = 0.1
 
 
-class UnreadableBlob(NeveError):
+class UnreadableBlobError(NeveError):
     """The source fails to give a blob; ``error`` says why. Goes from the reading to who notes it."""
 
     def __init__(self, error: NeveError) -> None:
@@ -188,7 +188,7 @@ class _Copier:
         for digest in apart:
             try:
                 self._copy_apart(digest, wanted[digest])
-            except UnreadableBlob as unreadable:
+            except UnreadableBlobError as unreadable:
                 self._copies.note_failure(digest, wanted[digest], unreadable.error)
                 self._copies.note_taken(wanted[digest] or 0)
         if self._uncommitted >= _COMMIT_BYTES:
@@ -206,7 +206,7 @@ class _Copier:
     def _copy_together(self, digests: Sequence[Digest], wanted: Wanted) -> list[Digest]:
         """Copies small blobs as the source gives them; those that are to be copied apart."""
         left = dict.fromkeys(digests)
-        with contextlib.suppress(UnreadableBlob):  # About one, and hides the others.
+        with contextlib.suppress(UnreadableBlobError):  # About one, and hides the others.
             for answer in _read(self._source.read_bundles(digests)) if digests else ():
                 for digest in self._take(answer, digests, wanted):
                     left.pop(digest, None)
@@ -233,7 +233,7 @@ class _Copier:
             chunks = []
         if chunks and max(chunk.size for chunk in chunks) <= WHOLE_FILE_LIMIT:
             # What is damaged, or was cut too finely to be kept, the way below tells or mends.
-            with contextlib.suppress(UnreadableBlob, InvalidRequest):
+            with contextlib.suppress(UnreadableBlobError, InvalidRequest):
                 self._write(digest, size, self._bundles(chunks))
                 return
         self._write(digest, size, _read(self._source.stream(digest)))
@@ -243,7 +243,7 @@ class _Copier:
         with self._batch.open_write() as writer:
             for piece in pieces:
                 if not self._copies.goes_on():
-                    raise UnreadableBlob(Unavailable("the copy was given up"))
+                    raise UnreadableBlobError(Unavailable("the copy was given up"))
                 if isinstance(piece, Bundle):
                     writer.write_bundle(piece)
                     length += piece.raw_size
@@ -252,11 +252,11 @@ class _Copier:
                 if size is not None and length > size:
                     break
             if not _fits(length, size):
-                raise UnreadableBlob(
+                raise UnreadableBlobError(
                     Corrupt(f"blob {format_digest(digest)} has another length than its node says, {size}")
                 )
             if writer.close() != digest:
-                raise UnreadableBlob(
+                raise UnreadableBlobError(
                     Corrupt(f"blob {format_digest(digest)}: what the source gives does not match the digest")
                 )
         self._note([length])
@@ -277,7 +277,7 @@ class _Copier:
         if self._target.looks_up_at_once:
             missing = set(self._target.missing(digests))
             there = [digest for digest in digests if digest not in missing]
-            with contextlib.suppress(UnreadableBlob):
+            with contextlib.suppress(UnreadableBlobError):
                 _fetch(self._target, there, found)
         _fetch(self._source, [digest for digest in digests if digest not in found], found)
         return found
@@ -317,13 +317,13 @@ def proven(answer: Answer, digests: Sequence[Digest]) -> Iterator[tuple[Digest, 
 
 
 def _reading(read: Callable[[], T]) -> T:
-    """What ``read`` gives. Raises ``UnreadableBlob`` if it is about a blob, else what it raises."""
+    """What ``read`` gives. Raises ``UnreadableBlobError`` if it is about a blob, else what it raises."""
     try:
         return read()
-    except (Unavailable, PermissionDenied, UnreadableBlob):
+    except (Unavailable, PermissionDenied, UnreadableBlobError):
         raise
     except NeveError as error:
-        raise UnreadableBlob(error) from error
+        raise UnreadableBlobError(error) from error
 
 
 def _read(items: Iterable[T]) -> Iterator[T]:
