@@ -15,7 +15,8 @@ TESTS ?= tests
 PYTEST_OPTIONS ?= -n 2
 
 # What a test needs of the system, as Debian's packages; tests/conftest.py skips tests without it.
-SYSTEM_PACKAGES := chromium chromium-driver linux-source-6.1 nix-bin strace
+SYSTEM_PACKAGES := busybox-static chromium chromium-driver cpio fuse3 linux-image-cloud-amd64 linux-source-6.1 \
+	nix-bin qemu-system-x86 strace
 
 INSTALLED := $(VENV)/.installed
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from neve.testing.guests import cloud_kernels
+
 REQUIRE_ALL = "NEVE_REQUIRE_ALL"
 
 
@@ -35,6 +37,19 @@ def _mounts() -> str | None:
     return None
 
 
+def _fuse() -> str | None:
+    """Mounts nothing yet: tests do that in folders of their own, as root and as another user."""
+    if _mounts():
+        return _mounts()
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse cannot be opened: {error.strerror}"
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        return "/dev/fuse is not open to other users"
+    return _program("fusermount3")
+
+
 KERNEL_SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 
 
@@ -42,11 +57,18 @@ def _kernel_source() -> str | None:
     return None if KERNEL_SOURCE.exists() else "linux-source-6.1 is not installed"
 
 
+def _guests() -> str | None:
+    missing_program = _program("qemu-system-x86_64") or _program("cpio") or _program("busybox")
+    return missing_program or (None if cloud_kernels() else "linux-image-cloud-amd64 is not installed")
+
+
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": lambda: _program("chromium") or _program("chromedriver"),
+    "fuse": _fuse,
     "kernel": _kernel_source,
     "nix": lambda: _program("nix-store"),
+    "qemu": _guests,
     "root": _mounts,
     "strace": lambda: _program("strace"),
 }

@@ -7,6 +7,10 @@ import re
 from pathlib import Path
 
 from neve.cli.server_options import shown_size
+from neve.fs.fuse.session import MAX_READ_BYTES
+from neve.fs.vhost.device import DRAIN_SECONDS
+from neve.fs.vhost.messages import MAX_QUEUE_SIZE
+from neve.fs.vhost.ring import MAX_REQUEST_BYTES
 from neve.rpc.target import DEFAULT_TIMEOUT, PARAMETERS
 from neve.server.limits import Limits
 from neve.store.pathinfos.lru import DEFAULT_CAPACITY
@@ -47,3 +51,10 @@ def test_every_parameter_of_a_cache_is_told_with_its_default() -> None:
     for scheme in ("cache", "keyfile-signing", "lru", "nix+file", "nix+http", "nix+https"):
         assert scheme in PATH_INFO_SERVICES.names()
         assert f"{scheme}://" in text
+
+
+def test_the_limits_of_virtiofs_are_told() -> None:
+    text = " ".join((DOCS / "virtiofs.md").read_text().split())
+    assert f"Queues have up to {MAX_QUEUE_SIZE} entries, requests up to {MAX_REQUEST_BYTES >> 10} KiB" in text
+    assert f"contents are read up to {MAX_READ_BYTES >> 20} MiB at a time" in text
+    assert f"waits up to {DRAIN_SECONDS:g} seconds for requests in flight" in text

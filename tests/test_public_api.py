@@ -27,6 +27,10 @@ HEAVY = [
 
 
 SIGNALS = {
+    "neve.fs.fuse.answers.Failed",
+    "neve.fs.fuse.request.Overtaken",
+    "neve.fs.loads.NotAtHand",
+    "neve.http_cache.connection._AmbiguousError",
     "neve.http_cache.connection._HeadTooLongError",
     "neve.http_cache.connection._TooManyError",
     "neve.http_cache.exchange.ClientGoneError",

@@ -10,6 +10,7 @@ from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.local import DIRECTORIES, LocalDirectoryService
 from neve.packstore.layout import PACKS_DIR, pack_name
 from neve.packstore.location import Location, offset_of, pack_of
+from neve.packstore.pack import RAW
 from neve.packstore.store import PackStore
 
 
@@ -18,6 +19,14 @@ def damage_blob(service: BlobService, digest: Digest) -> None:
     assert isinstance(service, LocalBlobService)
     location = service._store.find(BLOBS, [digest])[digest]
     _flip(service._store, location, location.stored_len // 2)
+
+
+def damage_plain_blob(service: BlobService, digest: Digest) -> None:
+    """Flips a bit of the blob, which lies in a frame that is not compressed, and of no other in there."""
+    assert isinstance(service, LocalBlobService)
+    location = service._store.find(BLOBS, [digest])[digest]
+    assert location.codec == RAW
+    _flip(service._store, location, location.start + location.length // 2)
 
 
 def damage_directory(service: DirectoryService, digest: Digest) -> None:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import click
 
 from neve import __version__
-from neve.cli import copying, daemon, ingest, inspect, keys, logs, maintain, mirror, serve, token
+from neve.cli import (
+    copying,
+    daemon,
+    ingest,
+    inspect,
+    keys,
+    logs,
+    maintain,
+    mirror,
+    mount,
+    serve,
+    token,
+    virtiofs,
+)
 
 
 @click.group(
@@ -84,3 +97,5 @@ cli.add_command(daemon.daemon_worker)
 cli.add_command(serve.serve)
 cli.add_command(serve.serve_worker)
 cli.add_command(token.token)
+cli.add_command(mount.mount)
+cli.add_command(virtiofs.virtiofs)

@@ -1,0 +1,157 @@
+"""Store paths for the guests of virtual machines: ``virtiofs``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from neve.cli.options import StoreOptions, store_options
+from neve.cli.server_options import OWNER_AND_GROUP, OWNER_ONLY, GroupType, ModeType
+from neve.errors import InvalidRequest
+from neve.telemetry import LOGGER
+
+if TYPE_CHECKING:
+    from neve.fs.fuse.session import SessionOptions
+    from neve.fs.vhost.ring import Handler
+    from neve.serving.addresses import UnixAddress
+
+
+_SWITCH_SECONDS = 0.0005
+"""How long a thread that decodes Directories keeps one waiting that has a request to answer."""
+
+_END_SECONDS = 2.0
+"""How long what is under way may take at the end. It is read only: nothing is lost."""
+
+
+@click.command()
+@click.argument("socket", metavar="SOCKET")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=16,
+    show_default=True,
+    help="Most calls of the store at once; more wait.",
+)
+@click.option("--list-root", is_flag=True, help="Let the guest list all store paths, not only look them up.")
+@click.option(
+    "--show-xattr/--no-show-xattr",
+    default=True,
+    help="Tell digests as extended attributes (user.tvix.castore.…, user.snix.castore.…).  [default: yes]",
+)
+@click.option(
+    "--tag",
+    metavar="NAME",
+    help="Name of the file system, for a VMM that asks the device for it. QEMU does not: it is given one.",
+)
+@click.option(
+    "--unsealed-memory",
+    is_flag=True,
+    help="Take guest memory that may shrink, such as memory-backend-file. If it does, this process dies.",
+)
+@click.option(
+    "--socket-mode",
+    type=ModeType(),
+    help="Permission bits of the socket.  [default: 0600, with --socket-group 0660]",
+)
+@click.option("--socket-group", type=GroupType(), metavar="GROUP", help="Group of the socket.")
+@store_options
+def virtiofs(
+    socket: str,
+    threads: int,
+    list_root: bool,
+    show_xattr: bool,
+    tag: str | None,
+    unsealed_memory: bool,
+    socket_mode: int | None,
+    socket_group: int | None,
+    store: StoreOptions,
+) -> None:
+    """Serve store paths to the guest of a virtual machine, as a virtio-fs device.
+
+    It listens on SOCKET for a VMM that speaks vhost-user, one at a time, and serves the next one when it has
+    gone. The memory of the guest must be shared. SIGTERM and Ctrl-C end it.
+
+    \b
+    Example:
+      neve virtiofs /run/neve-fs.sock
+      qemu-system-x86_64 -m 2G ... \\
+        -object memory-backend-memfd,id=mem,size=2G,share=on -numa node,memdev=mem \\
+        -chardev socket,id=fs,path=/run/neve-fs.sock \\
+        -device vhost-user-fs-pci,chardev=fs,tag=store,queue-size=1024
+      mount -t virtiofs -o ro store /nix/store    # in the guest
+    """
+    from neve.fs.fuse.session import SessionOptions
+    from neve.fs.vhost.device import DeviceOptions
+    from neve.fs.vhost.run import GuestOptions, run_virtiofs
+
+    session = SessionOptions(threads=threads, list_root=list_root, show_xattr=show_xattr)
+    default_mode = OWNER_ONLY if socket_group is None else OWNER_AND_GROUP
+    options = GuestOptions(
+        address=_address(socket),
+        socket_mode=default_mode if socket_mode is None else socket_mode,
+        socket_group=socket_group,
+        device=DeviceOptions(tag=_tag(tag), unsealed_memory=unsealed_memory),
+    )
+    run_virtiofs(options, lambda: _sessions(store, session))
+
+
+@contextlib.contextmanager
+def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable[[], Handler]]:
+    """What makes a session for each front-end, over one opened store."""
+    from neve.fs.fuse.session import Session
+    from neve.fs.tree import Tree
+    from neve.store.root_nodes import PathInfoRoots
+
+    sessions: list[Session] = []
+
+    class GuestSession(Session):
+        def close(self) -> None:
+            """Nothing of it stays, which may be much, unless a call of the store still hangs."""
+            super().close()
+            sessions[:] = [session for session in sessions if not session.wait_until_idle(0)]
+
+    def make() -> Session:
+        sessions.append(GuestSession(Tree(opened.blobs, opened.directories, roots), options))
+        return sessions[-1]
+
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    with store.open() as opened:
+        roots = PathInfoRoots(opened.path_infos)
+        yield make
+        end = time.monotonic() + _END_SECONDS
+        if not all(session.wait_until_idle(max(end - time.monotonic(), 0)) for session in sessions):
+            # A store that does not answer would not let itself be closed either.
+            LOGGER.debug("not waiting for a call of the store that hangs")
+            os._exit(0)
+
+
+def _address(text: str) -> UnixAddress:
+    """The socket, which may be given relative to the current folder."""
+    from neve.serving.addresses import UnixAddress, parse_listen_address
+
+    if not text:
+        raise click.UsageError("the path of the socket is empty")
+    scheme = "unix:"
+    try:
+        address = parse_listen_address(f"{scheme}{os.path.abspath(text.removeprefix(scheme))}")
+    except InvalidRequest as error:
+        raise click.UsageError(str(error)) from error
+    assert isinstance(address, UnixAddress)
+    return address
+
+
+def _tag(text: str | None) -> bytes | None:
+    from neve.fs.vhost.device import TAG_BYTES
+
+    if text is None:
+        return None
+    tag = os.fsencode(text)
+    if not 1 <= len(tag) <= TAG_BYTES or b"\0" in tag:
+        raise click.UsageError(f"--tag: {text!r} has not 1 to {TAG_BYTES} bytes")
+    return tag

@@ -1,0 +1,145 @@
+"""What to fetch before it is asked for. Rules only; they know neither contents nor who fetches them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Final, NamedTuple
+
+_STREAMS = 64
+"""Large files of which it is remembered how far they were read."""
+_FIRST_STRETCH, _LONGEST_STRETCH = 1024 * 1024, 8 * 1024 * 1024
+_DISORDER = 2 * 1024 * 1024
+"""A kernel that reads ahead has several requests under way, and they come in any order."""
+
+FIRST_NEIGHBOURS: Final = 4
+MOST_NEIGHBOURS: Final = 64
+_WINDOWS = 8
+_GAP = 16
+"""Inodes that may lie between two files that are read one after the other: links, large files, and what was
+in the kernel's caches already."""
+
+FIRST_BELOW: Final = 128
+MOST_BELOW: Final = 16 * 1024
+_LISTED = 1024
+
+
+class _Stream:
+    __slots__ = ("done", "end", "stretch")
+
+    def __init__(self) -> None:
+        self.end = 0
+        self.stretch = 0
+        self.done = 0
+
+
+class Streams:
+    """Large files that are being read: who reads one in order will want what follows. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._streams: OrderedDict[Hashable, _Stream] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, file: Hashable, start: int, stop: int, size: int) -> tuple[int, int] | None:
+        """Notes that a file of ``size`` bytes is read from ``start`` to ``stop``. The bytes (from, to before)
+        that should be fetched ahead now, if any."""
+        with self._lock:
+            stream = self._streams.get(file)
+            if stream is None:
+                stream = self._streams[file] = _Stream()
+                if len(self._streams) > _STREAMS:
+                    self._streams.popitem(last=False)
+            else:
+                self._streams.move_to_end(file)
+            if abs(start - stream.end) > _DISORDER:
+                stream.end, stream.stretch, stream.done = stop, 0, stop
+                return None
+            stream.end = max(stream.end, stop)
+            stream.stretch = min(max(2 * stream.stretch, _FIRST_STRETCH), _LONGEST_STRETCH)
+            start = max(stream.done, stream.end)
+            stop = min(stream.end + stream.stretch, size)
+            # In large steps: half of it is still to come when the next is begun.
+            if stop - start < stream.stretch // 2 and (stop < size or start >= stop):
+                return None
+            stream.done = stop
+            return start, stop
+
+    def is_in_order(self, file: Hashable) -> bool:
+        """Whether the last reads of the file were in order."""
+        stream = self._streams.get(file)
+        return stream is not None and stream.stretch > 0
+
+
+class Window(NamedTuple):
+    """Files to be fetched ahead, by the numbers of their inodes."""
+
+    start: int
+    stop: int
+    """The first number that does not belong to it."""
+
+    @property
+    def middle(self) -> int:
+        """When this number is read, it is time to fetch the next ones."""
+        return self.stop - (self.stop - self.start) // 2
+
+
+class Neighbours:
+    """Small files that are read one after the other, by the numbers of their inodes: a directory's entries
+    get theirs together, when it is listed. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._windows: list[Window] = []  # What was used last comes first.
+        self._lock = threading.Lock()
+
+    def missed(self, number: int) -> Window:
+        """What is to be fetched because ``number`` is read and was not at hand. The more, the more often
+        that was right."""
+        with self._lock:
+            place = self._find(number, _GAP)
+            if place is None:
+                return self._add(Window(number, number + FIRST_NEIGHBOURS))
+            return self._after(self._windows.pop(place), number)
+
+    def used(self, number: int) -> Window | None:
+        """Notes that ``number`` was at hand: what should be fetched now, if anything."""
+        with self._lock:
+            place = self._find(number, 0)
+            if place is None or number < self._windows[place].middle:
+                return None
+            window = self._windows.pop(place)
+            return self._after(window, window.stop)
+
+    def _find(self, number: int, gap: int) -> int | None:
+        for place, (start, stop) in enumerate(self._windows):
+            if start <= number < stop + gap:
+                return place
+        return None
+
+    def _after(self, before: Window, start: int) -> Window:
+        return self._add(Window(start, start + min(2 * (before.stop - before.start), MOST_NEIGHBOURS)))
+
+    def _add(self, window: Window) -> Window:
+        self._windows.insert(0, window)
+        del self._windows[_WINDOWS:]
+        return window
+
+
+class Walks:
+    """Directories that are being listed one below the other, by the numbers of their inodes. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._listed: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def listed(self, number: int, parent: int) -> int:
+        """Notes that a directory is listed: how many nodes below it to fetch. The more, the more has been
+        listed beside it and above."""
+        with self._lock:
+            nodes = min(2 * self._listed.get(parent, FIRST_BELOW), MOST_BELOW)
+            for one in (parent, number):
+                self._listed[one] = nodes
+                self._listed.move_to_end(one)
+            while len(self._listed) > _LISTED:
+                self._listed.popitem(last=False)
+            return nodes
