@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -113,3 +114,32 @@ def test_where_nothing_can_be_repaired(neve: Neve, path: str, tmp_path: Path) ->
     assert neve("verify", "--repair-from", "nonsense").code == 2
     options = ("--repair-from", here, "--blob-service-addr", here)
     assert neve("verify", *options).code == 2
+
+
+@pytest.mark.parametrize("part", [0.9, 0.5, 0.01])
+def test_a_pack_that_was_cut_off(neve: Neve, path: str, tmp_path: Path, part: float) -> None:
+    """As docs/backup.md says: the index anew, contents from the backup, then the paths that were lost."""
+    here, backup = f"local://{tmp_path}/store", f"local://{tmp_path}/backup"
+    for number in range(5):
+        (tmp_path / f"file-{number}").write_bytes(bytes([number]) * 300_000)
+        assert neve("import", tmp_path / f"file-{number}").code == 0
+    assert neve("mirror", here, backup).code == 0
+    pack = max((tmp_path / "store" / "packs").iterdir(), key=lambda file: file.stat().st_size)
+    os.truncate(pack, int(pack.stat().st_size * part))
+    assert "is truncated" in neve("verify").out.decode()
+    assert neve("verify", "--rebuild-index", "--repair-from", backup).code == 0
+    assert neve("mirror", backup, here).code == 0
+    assert neve("verify", "--nars").code == 0
+    assert neve("path-info").out == neve("path-info", "--store", backup).out
+
+
+def test_a_pack_that_is_gone(neve: Neve, path: str, tmp_path: Path) -> None:
+    here, backup = f"local://{tmp_path}/store", f"local://{tmp_path}/backup"
+    assert neve("mirror", here, backup).code == 0
+    for pack in (tmp_path / "store" / "packs").iterdir():
+        pack.unlink()
+    assert "is missing" in neve("verify").out.decode()
+    assert neve("verify", "--rebuild-index", "--repair-from", backup).code == 0
+    assert neve("mirror", backup, here).code == 0
+    assert neve("verify", "--nars").code == 0
+    assert neve("path-info").out == neve("path-info", "--store", backup).out

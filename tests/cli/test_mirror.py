@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import signal
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 import neve as library
 from neve.testing.servers import running_daemon
+from tests.server.serve import served
 
-from .conftest import Neve, same_trees
+from .conftest import Neve, Spawn, same_trees
 
 
 @pytest.fixture
@@ -125,3 +129,23 @@ def test_what_cannot_be_mirrored(neve: Neve, path: str, tmp_path: Path, urls: tu
     assert "scheme" in neve("mirror", "gopher://x", urls[1]).failure
     assert "is not a neve store" in neve("mirror", f"local://{tmp_path}", urls[1]).failure
     assert "the same store" in neve("mirror", urls[0], urls[0]).failure
+
+
+def test_interrupted_and_started_again(
+    neve: Neve, spawn: Spawn, path: str, tmp_path: Path, urls: tuple[str, str]
+) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="neve-") as sockets,
+        served(urls[0], Path(sockets) / "socket") as daemon,
+    ):
+        with daemon.paused():
+            process = spawn("mirror", daemon.url, urls[1])
+            while not (tmp_path / "backup" / "store.json").exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 130
+            assert b"Traceback" not in errors
+        assert neve("mirror", daemon.url, urls[1]).code == 0
+    assert stored(neve, urls[1]) == [path]

@@ -121,7 +121,8 @@ class BlobCopies:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._given_up = True
-        self._stop()
+        if kind is None or issubclass(kind, Exception):
+            self._stop()  # An interrupt is to be quick, and a copier may be waiting for a server.
 
     # In the threads of the copiers.
 

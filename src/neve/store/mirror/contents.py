@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Self
 
 from neve.castore.at_once import CallsAtOnce
@@ -185,9 +186,11 @@ class Contents:
         self.copies.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         with contextlib.ExitStack() as closing:
             for item in self.items:
                 if item.closure is not None:
                     closing.callback(item.closure.close)
-            closing.callback(self.copies.__exit__, None, None, None)
+            closing.callback(self.copies.__exit__, kind, error, traceback)
