@@ -18,20 +18,21 @@ import pytest
 
 from neve.castore.digest import Digest
 from neve.castore.node import DirectoryNode, FileNode
-from neve.errors import Corrupt, DiskFull, NotFound, Unavailable
+from neve.errors import Corrupt, DiskFull, LimitExceeded, NotFound, Unavailable, Unsupported
 from neve.packstore.layout import PACKS_DIR, pack_name
 from neve.packstore.location import offset_of, pack_of
 from neve.store.mirror import MirrorOptions, mirror
-from neve.store.path_info import PathInfo
+from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pathinfos.local import PATH_INFOS
 from neve.store.services import Services, open_services
 from neve.testing.servers import running_daemon
 from neve.tree import LEAVE_DIRECTORY, EnterDirectory, Event, File
 from tests.castore.damage import damage_blob, damage_directory
 from tests.disks import small_disk
+from tests.server.foreign import foreign_server
 from tests.server.serve import served
 
-from .stores import WatchedPathInfos, add, check_consistent, fill, path_of, store
+from .stores import WatchedPathInfos, add, check_consistent, check_whole, fill, path_of, store
 
 SOURCES = ("local", "daemon")
 
@@ -251,3 +252,39 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="nowhere"):
             mirror(source, target)
         target.close()
+
+
+def test_a_path_info_that_is_too_long_to_be_stored(tmp_path: Path) -> None:
+    """A source of somebody else's may have one; what refers to it is left out, also in the same group."""
+    long = path_of("long")
+    references = [path_of(f"other-{number}") for number in range(12_000)]
+    with foreign_server() as url, store("local", tmp_path / "b") as target:
+        source = open_services(url)
+        [digest] = source.blobs.put_many([b"contents"])
+        node = FileNode(digest, 8, False)
+        for path, refers_to in ((long, references), (path_of("above"), [long]), (path_of("fine"), [])):
+            nar = NarDetails(size=8, sha256=bytes(32), reference_names=tuple(refers_to))
+            source.path_infos.put(PathInfo(path, node, tuple(one.digest for one in refers_to), nar))
+        report = mirror(source, target)
+        assert {what: type(error) for what, error in report.failures.items()} == {
+            long.absolute: LimitExceeded
+        }
+        assert report.left_out == [path_of("above").absolute]
+        assert [path_info.store_path.name for path_info in target.path_infos] == ["fine"]
+        source.close()
+
+
+def test_a_foreign_server(tmp_path: Path) -> None:
+    """Without batches and administration: it lists in any order, and only all at once."""
+    with foreign_server() as url, foreign_server() as other, store("local", tmp_path / "b") as target:
+        source, copy = open_services(url), open_services(other)
+        expected = fill(target, 10)
+        assert mirror(target, source).copied == 10
+        assert mirror(source, copy).copied == 10
+        again = mirror(source, copy)
+        assert (again.present, again.copied, again.blobs) == (10, 0, 0)
+        check_whole(copy, expected)
+        with pytest.raises(Unsupported, match="cannot list blobs"):
+            mirror(source, target, MirrorOptions(everything=True))
+        source.close()
+        copy.close()

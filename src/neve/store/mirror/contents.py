@@ -24,9 +24,10 @@ CONCERNS_ALL = (Unavailable, PermissionDenied, Unsupported)
 
 MAX_PATHS = 256
 _MAX_FILE_BYTES = 256 * 1024 * 1024
+_HELD_REFERENCE = 300
 _MAX_HELD_BYTES = 16 * 1024 * 1024
-"""A group is complete with so many paths, bytes of files or bytes of Directories: each is a few commits, and
-what is held for it is bounded, or is one closure."""
+"""A group is complete with so many paths, bytes of files, or bytes of what is held: Directories, references and
+signatures. Each is a few commits."""
 
 
 class Contents:
@@ -63,6 +64,8 @@ class Contents:
     def add(self, item: Item) -> None:
         """Takes a path; copies what the target misses of its blobs. Raises what concerns all."""
         self.items.append(item)
+        nar = item.known.nar
+        self._held_bytes += _HELD_REFERENCE * (len(item.references) + (len(nar.signatures) if nar else 0))
         self._current = item.known.store_path.base_name
         self._tell()
         if item.with_contents and isinstance(item.known, PathInfo) and not self._is_common():

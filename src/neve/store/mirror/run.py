@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from neve.castore.at_once import CallsAtOnce
-from neve.errors import Conflict, Corrupt, InvalidRequest, NeveError, NotFound
+from neve.errors import Conflict, Corrupt, InvalidRequest, LimitExceeded, NeveError, NotFound
 from neve.nix import base32
 from neve.nix.store_path import STORE_DIR, StorePath
 from neve.store.mirror.compare import Pair, pairs
@@ -19,6 +19,7 @@ from neve.store.mirror.report import MirrorOptions, MirrorReport
 from neve.store.mirror.rest import copy_rest
 from neve.store.nar_nodes import Nar
 from neve.store.path_info import PathDescription, PathInfo
+from neve.store.pathinfos.base import check_length
 from neve.store.services import Services
 from neve.store.wire import decode_nar_size, decode_path_info, decode_path_name, encode_path_info
 from neve.telemetry import NO_PROGRESS, Progress
@@ -195,6 +196,11 @@ class _Mirror:
         return [item for item in items if self._may_be_registered(item)]
 
     def _may_be_registered(self, item: Item) -> bool:
+        try:
+            if isinstance(item.known, PathInfo):
+                check_length(item.known)  # Now: what refers to it must not be registered without it.
+        except LimitExceeded as error:
+            item.error = error
         if item.error is not None:
             self._fail(item, item.error)
             return False

@@ -126,12 +126,18 @@ def _stored_or_error(service: PathInfoService, path_info: PathInfo) -> PathInfo 
 def to_be_stored(stored: PathInfo | None, new: PathInfo) -> PathInfo:
     """What a backend keeps when ``new`` is put where ``stored`` is: ``united``, if that is not too long."""
     result = united(stored, new)
-    if result != stored and (size := len(encode_path_info(result))) > MAX_PATH_INFO_BYTES:
+    if result != stored:
+        check_length(result)
+    return result
+
+
+def check_length(path_info: PathInfo) -> None:
+    """Raises ``LimitExceeded`` if a path info is too long to be stored."""
+    if (size := len(encode_path_info(path_info))) > MAX_PATH_INFO_BYTES:
         raise LimitExceeded(
-            f"{result.store_path}: a path info of {size} bytes, with all signatures, is over the limit of "
+            f"{path_info.store_path}: a path info of {size} bytes, with all signatures, is over the limit of "
             f"{MAX_PATH_INFO_BYTES} bytes"
         )
-    return result
 
 
 def check_path_digest(digest: bytes) -> bytes:
