@@ -76,11 +76,14 @@ NEEDS: dict[str, Callable[[], str | None]] = {
 
 def pytest_configure() -> None:
     """Programs that tests start must hear signals, also where those are ignored: as by what a shell runs
-    in the background, or nohup."""
+    in the background, or nohup. And they tell nobody of what they do."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Whoever has the tests traced does not mean the programs that they start.
+    for name in [name for name in os.environ if name.startswith(("OTEL_", "TRACEPARENT"))]:
+        del os.environ[name]
 
 
 @functools.cache

@@ -158,8 +158,15 @@ class Schemes(Generic[T]):
     """
 
     def __init__(
-        self, service: str, factories: Mapping[str, str], with_context: Mapping[str, str] | None = None
+        self,
+        service: str,
+        factories: Mapping[str, str],
+        with_context: Mapping[str, str] | None = None,
+        *,
+        opened: Callable[[T, str], T] = lambda service, scheme: service,
     ) -> None:
+        """``opened`` gets every service that was opened, and its scheme; what it returns is given out."""
+        self._opened = opened
         self._service = service
         self._factories = dict(factories)
         self._with_context = dict(with_context or {})
@@ -177,7 +184,7 @@ class Schemes(Generic[T]):
             service = _imported(target)(address)
         else:
             raise self._unknown(address)
-        return service
+        return self._opened(service, address.scheme)
 
     def open_nested(self, address: Address, name: str, context: Any = None) -> T:
         """The service at the address that is the parameter ``name`` of ``address``."""

@@ -18,9 +18,10 @@ from typing import Any
 import httpx
 
 from neve.http_cache.limits import Limits
-from neve.http_cache.metrics import SharedRows
+from neve.http_cache.metrics import LAYOUT
 from neve.http_cache.process import Share, serve
 from neve.http_cache.settings import Settings
+from neve.serving.metrics import SharedRows
 from neve.serving.process import Course
 from neve.serving.stopping import Stop
 from neve.store.services import Services
@@ -101,7 +102,7 @@ def serving(
     port = listener.getsockname()[1]
     stop, ready = Stop(), threading.Event()
     failures: list[BaseException] = []
-    rows = SharedRows(1)
+    rows = SharedRows(LAYOUT, 1)
 
     def run() -> None:
         try:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from neve.http_cache.metrics import ACTIVE, BUCKETS, RECEIVED, ROUTES, SENT, Counters, SharedRows
+from neve.http_cache.metrics import ACTIVE, LAYOUT, RECEIVED, ROUTES, SENT, Counters
+from neve.http_cache.threads import POOLS
+from neve.nix import base32
+from neve.serving.metrics import BUCKETS, SharedRows
+from neve.store.importer import import_path
+from neve.store.services import open_services
+from tests.http_cache.serving import serving
 
 
 def figures(counters: Counters) -> dict[str, float]:
@@ -13,7 +20,7 @@ def figures(counters: Counters) -> dict[str, float]:
 
 
 def test_rows_are_added_up() -> None:
-    rows = SharedRows(3)
+    rows = SharedRows(LAYOUT, 3)
     one, two = Counters(rows, 0), Counters(rows, 1)
     one.add(RECEIVED, 5)
     one.request(ROUTES.index("nar"), 0, 200, 0.01, 100)
@@ -38,10 +45,10 @@ def test_rows_are_added_up() -> None:
 
 
 def test_another_process_has_the_same_memory() -> None:
-    rows = SharedRows(2)
+    rows = SharedRows(LAYOUT, 2)
     Counters(rows, 0).add(SENT, 7)
     Counters(rows, 0).add(ACTIVE, 3)
-    same = SharedRows(2, os.dup(rows.descriptor))
+    same = SharedRows(LAYOUT, 2, os.dup(rows.descriptor))
     assert figures(Counters(same, 1))["neve_http_sent_bytes_total"] == 7
     # One that is started in the place of another goes on counting; nothing is under way in it.
     again = Counters(same, 0)
@@ -54,7 +61,7 @@ def test_another_process_has_the_same_memory() -> None:
 
 
 def test_nothing_has_happened() -> None:
-    rows = SharedRows(1)
+    rows = SharedRows(LAYOUT, 1)
     found = figures(Counters(rows, 0))
     rows.close()
     assert found == {
@@ -62,4 +69,25 @@ def test_nothing_has_happened() -> None:
         "neve_http_received_bytes_total": 0,
         "neve_http_active_requests": 0,
         "neve_http_active_uploads": 0,
+        **{f'neve_http_queued_work{{pool="{pool}"}}': 0 for pool in POOLS},
     }
+
+
+def test_errors_and_hits_of_a_cache_that_runs(tmp_path: Path) -> None:
+    """By the kind of error; narinfos that were made already are told from those that were not."""
+    services = open_services(f"local://{tmp_path}/store")
+    (tmp_path / "file").write_bytes(b"contents")
+    path = import_path(services, tmp_path / "file").store_path
+    with serving(services) as served:
+        name = f"/{base32.encode(path.digest)}.narinfo"
+        for _ in range(3):
+            assert served.http.get(name).status_code == 200
+        assert served.metric('neve_lookups_total{result="miss",what="narinfos"}') == 1
+        assert served.metric('neve_lookups_total{result="hit",what="narinfos"}') == 2
+        # A path that is not there is an answer, and no error.
+        assert served.http.get(f"/{'0' * 32}.narinfo").status_code == 404
+        assert served.metric('neve_errors_total{kind="NotFound"}') == 0
+        assert served.http.get("/nar/nonsense").status_code in (400, 404)
+        assert served.http.put(f"/{'0' * 32}.narinfo", content=b"nonsense").status_code == 400
+        assert served.metric('neve_errors_total{kind="InvalidRequest"}') >= 1
+    services.close()

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from neve.errors import LimitExceeded
 from neve.server import calls
 from neve.server.limits import Limits
 from neve.server.streams import Pull, Room, cleared
+from neve.serving.pools import Pool
 from neve.testing.blob_reading import incompressible
 from neve.testing.servers import RunningDaemon, running_daemon
 
@@ -79,21 +79,22 @@ def test_few_answers_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
                 made[number] += 1
                 yield item
 
-        with ThreadPoolExecutor(1) as pool:
-            pulls = [Pull(calls_, pool, items(number)) for number in range(5)]
-            assert [await anext(pull) for pull in pulls] == [0] * 5
-            # One thread works for all: once it has done this, nothing is left to be done.
-            await asyncio.get_running_loop().run_in_executor(pool, int)
-            assert made == [2, 2, 1, 1, 1]
-            await pulls[0].close()
-            assert [item async for item in pulls[4]] == [1, 2, 3]
-            assert [item async for item in pulls[1]] == [1, 2, 3]
-            for pull in pulls:
-                await pull.close()
-            assert calls_.ahead.take()
-            assert calls_.ahead.take()
-            assert not calls_.ahead.take()
+        pool = Pool("test", 1)
+        pulls = [Pull(calls_, pool, items(number)) for number in range(5)]
+        assert [await anext(pull) for pull in pulls] == [0] * 5
+        # One thread works for all: once it has done this, nothing is left to be done.
+        await pool.run(int)
+        assert made == [2, 2, 1, 1, 1]
+        await pulls[0].close()
+        assert [item async for item in pulls[4]] == [1, 2, 3]
+        assert [item async for item in pulls[1]] == [1, 2, 3]
+        for pull in pulls:
+            await pull.close()
+        assert calls_.ahead.take()
+        assert calls_.ahead.take()
+        assert not calls_.ahead.take()
         await asyncio.to_thread(calls_.close)
+        pool.shutdown()
 
     asyncio.run(run())
 

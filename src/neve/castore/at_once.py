@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+from neve.telemetry import carried
+
 T = TypeVar("T")
 Item = TypeVar("Item")
 
@@ -29,7 +31,7 @@ class CallsAtOnce:
         try:
             while True:
                 for item in islice(source, CALLS_AT_ONCE - len(pending)):
-                    pending.append(self._executor().submit(function, item))
+                    pending.append(self._executor().submit(carried(function), item))
                 if not pending:
                     return
                 yield pending.popleft().result()

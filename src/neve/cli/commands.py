@@ -17,6 +17,7 @@ from neve.cli import (
     mount,
     serve,
     token,
+    tracing,
     virtiofs,
 )
 
@@ -33,9 +34,14 @@ from neve.cli import (
     help="What to log. With 'debug', failures come with a traceback.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Log lines as JSON.")
+@click.option(
+    "--otlp/--no-otlp",
+    default=None,
+    help="Send traces to an OpenTelemetry collector.  [default: if OTEL_EXPORTER_OTLP_ENDPOINT is set]",
+)
 @click.version_option(__version__, prog_name="neve", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(context: click.Context, log_level: str, as_json: bool) -> None:
+def cli(context: click.Context, log_level: str, as_json: bool, otlp: bool | None) -> None:
     """A content-addressed, deduplicating store for Nix.
 
     Results go to stdout, one per line; logs and progress go to stderr.
@@ -49,6 +55,8 @@ def cli(context: click.Context, log_level: str, as_json: bool) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
+    if context.invoked_subcommand not in tracing.BY_THEMSELVES:
+        context.with_resource(tracing.traced(otlp, context.invoked_subcommand))
 
 
 @cli.group(no_args_is_help=False)

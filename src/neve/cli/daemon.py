@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from neve.cli.server_options import (
     worker_command,
     worker_start,
 )
+from neve.errors import Unsupported
 
 if TYPE_CHECKING:
     from neve.server.daemon import DaemonOptions
@@ -74,6 +76,7 @@ class _DaemonCommand(LimitsCommand):
     metavar="FILE",
     help="--tls-client-ca of --admin-listen, needed there over TCP.",
 )
+@listen_option("--metrics-listen", text="The same for figures: GET /metrics over HTTP, for Prometheus.")
 @store_options
 @click.pass_context
 def daemon(context: click.Context, /, store: StoreOptions, **options: Any) -> None:
@@ -87,6 +90,10 @@ def daemon(context: click.Context, /, store: StoreOptions, **options: Any) -> No
       neve daemon -l unix:/run/neve.sock --socket-group nixbld
       neve daemon --workers 4 -l '[::]:8000' --tls-cert cert.pem --tls-key key.pem --tls-client-ca ca.pem
     """
+    if options["metrics_listen"] and importlib.util.find_spec("prometheus_client") is None:
+        raise Unsupported(
+            "--metrics-listen needs prometheus_client, not installed here: install neve[metrics]"
+        )
     from neve.server.daemon import run_daemon
 
     chosen = _options(options)
@@ -106,6 +113,7 @@ def _options(values: Mapping[str, Any]) -> DaemonOptions:
     listen = ListenOptions(
         addresses=values["listen"] or (DEFAULT_ADDRESS,),
         admin_addresses=values["admin_listen"],
+        metrics_addresses=values["metrics_listen"],
         admin_socket_mode=OWNER_ONLY if values["admin_socket_mode"] is None else values["admin_socket_mode"],
         insecure=values["insecure"],
         tls=tls,

@@ -1,13 +1,23 @@
-"""Log lines on stderr, as text or as JSON; a failure is the last of them."""
+"""Log lines on stderr, as text or as JSON; a failure is the last of them.
+
+A line of JSON is an object with ``time`` (UTC), ``level``, ``logger``, ``message`` and ``pid``; where there
+is one, also ``trace_id`` and ``span_id`` of what was being done, and ``exception``, the traceback of a bug.
+
+Whoever logs something leaves secrets out. Beyond that, what looks like one does not get through here.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
+import time
 import traceback
 from typing import TextIO
 
+from neve import telemetry
+from neve.registry import shown_url
 from neve.telemetry import LOGGER
 
 LEVELS = {
@@ -38,18 +48,40 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno in (logging.INFO, logging.ERROR) else f"{record.levelname.lower()}: "
-        return f"neve: {level}{one_line(record.getMessage())}"
+        return f"neve: {level}{one_line(without_secrets(record.getMessage()))}"
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}",
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, str | int | None] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": without_secrets(record.getMessage()),
+            "pid": record.process,
         }
+        if (ids := telemetry.ids()) is not None:
+            line["trace_id"], line["span_id"] = ids
+        if record.exc_info:
+            line["exception"] = without_secrets(self.formatException(record.exc_info))
         return json.dumps(line)
+
+
+_SECRETS = (
+    # The key of a signer: its name and 64 bytes; a public one has 32.
+    re.compile(r"(:)[A-Za-z0-9+/]{86}=="),
+    re.compile(r"(authorization\W+(?:bearer|basic)\s+)[^\s'\"]+", re.IGNORECASE),
+    re.compile(r"(\bbearer\s+)[A-Za-z0-9._~+/=-]{16,}", re.IGNORECASE),
+)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` without passwords in addresses, secret keys, and what an Authorization header holds."""
+    text = shown_url(text) if "@" in text or "%40" in text else text
+    for secret in _SECRETS:
+        text = secret.sub(r"\1***", text)
+    return text
 
 
 def one_line(text: str) -> str:
@@ -68,6 +100,10 @@ def configure(level: int, *, as_json: bool) -> None:
 
 def failure(message: str, error: BaseException) -> None:
     """Tells why the command fails; when debugging, also where."""
-    if LOGGER.isEnabledFor(logging.DEBUG):
-        traceback.print_exception(error)
+    debugging = LOGGER.isEnabledFor(logging.DEBUG)
+    if debugging and any(isinstance(handler.formatter, _Json) for handler in LOGGER.handlers):
+        LOGGER.error("%s", message, exc_info=error)
+        return
+    if debugging and sys.stderr is not None:
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
     LOGGER.error("%s", message)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
+from neve.cli.tracing import options_for_worker
 from neve.errors import InvalidRequest
 from neve.telemetry import LOGGER
 
@@ -234,7 +235,7 @@ def worker_start(
     context: click.Context, store: StoreOptions, workers: int, name: str, *, write: bool
 ) -> WorkerStart:
     """How ``workers`` processes are started: by the command ``name``, after the options of this process,
-    which say how it logs. Raises ``InvalidRequest`` if they cannot share ``store``."""
+    which say what it tells. Raises ``InvalidRequest`` if they cannot share ``store``."""
     from neve.serving.main import WorkerStart
     from neve.store.places import check_shareable
 
@@ -243,6 +244,7 @@ def worker_start(
         check_shareable([service or store.url for service in services])
     ours = context.find_root().params
     log = ["--log-level", ours["log_level"], *(["--json"] if ours["as_json"] else [])]
+    log += options_for_worker(ours["otlp"])
     return WorkerStart(
         # -P: what lies in the current folder is not ours.
         command=[sys.executable, "-P", "-m", "neve.cli", *log, name],

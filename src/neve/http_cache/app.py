@@ -24,11 +24,13 @@ from neve.http_cache.narinfo import NarInfos
 from neve.http_cache.narinfo_put import NarInfoUploads
 from neve.http_cache.settings import Settings
 from neve.http_cache.small import DEBUG_INFO, LOG, REALISATION, KeptFiles, Listings
-from neve.http_cache.statuses import Header, Refused, line_of, status_of
+from neve.http_cache.statuses import Header, Refused, kind_of, line_of, status_of
 from neve.http_cache.threads import Threads
+from neve.http_cache.tracing import traced
 from neve.http_cache.upload import Uploads
 from neve.nix.cache_info import CacheInfo
 from neve.nix.store_path import DIGEST_SIZE as PATH_DIGEST_SIZE
+from neve.serving.metrics import CONTENT_TYPE
 from neve.store.services import Services
 from neve.store.small_files import small_files_beside
 from neve.telemetry import LOGGER
@@ -41,7 +43,7 @@ Handler = Callable[[Exchange, str], Awaitable[None]]
 
 _CACHE_INFO: list[Header] = [(b"content-type", b"text/x-nix-cache-info")]
 _NARINFO: list[Header] = [(b"content-type", b"text/x-nix-narinfo")]
-_METRICS: list[Header] = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+_METRICS: list[Header] = [(b"content-type", CONTENT_TYPE)]
 
 _PROBE_SECONDS = 5.0
 """How long a store may take to say that it is there."""
@@ -81,7 +83,7 @@ class CacheApp:
         self._services = services
         self._counters = counters
         self._held = Held(limits.max_held_bytes)
-        self._threads = threads = Threads(limits.max_uploads, limits.max_fetches)
+        self._threads = threads = Threads(limits.max_uploads, limits.max_fetches, counters.queued)
         self._access = Access(settings, threads)
         self._narinfos = NarInfos(services, settings, threads)
         self._nars = Nars(services, settings, threads)
@@ -135,6 +137,17 @@ class CacheApp:
         route = routes.route_of(exchange.path)
         self.exchanges.add(exchange)
         self._counters.add(ACTIVE)
+        place = _PAGE if route is None else _PLACES[route.kind]
+        try:
+            with traced(exchange, ROUTES[place]):
+                await self._guarded(exchange, route)
+        finally:
+            self.exchanges.discard(exchange)
+            exchange.end()
+            self._count(exchange, place)
+
+    async def _guarded(self, exchange: Exchange, route: routes.Route | None) -> None:
+        """Answers, whatever happens."""
         try:
             await self._answer(exchange, route)
         except ClientGoneError:
@@ -147,10 +160,6 @@ class CacheApp:
         except BaseException:  # It takes longer than there is time.
             exchange.break_off()
             raise
-        finally:
-            self.exchanges.discard(exchange)
-            exchange.end()
-            self._count(exchange, route)
 
     async def _answer(self, exchange: Exchange, route: routes.Route | None) -> None:
         if exchange.is_write:
@@ -177,6 +186,7 @@ class CacheApp:
 
     async def _refuse(self, exchange: Exchange, error: NeveError) -> None:
         status = status_of(error)
+        self._counters.error(kind_of(error))
         if isinstance(error, Corrupt):
             LOGGER.error("%s %.200r: %s", exchange.method, exchange.path, error)
         elif status >= 500:
@@ -193,12 +203,12 @@ class CacheApp:
         except ClientGoneError:
             return
 
-    def _count(self, exchange: Exchange, route: routes.Route | None) -> None:
+    def _count(self, exchange: Exchange, place: int) -> None:
         self._counters.add(ACTIVE, -1)
         if exchange.received:
             self._counters.add(RECEIVED, exchange.received)
         self._counters.request(
-            _PAGE if route is None else _PLACES[route.kind],
+            place,
             _WRITE if exchange.is_write else _READ,
             exchange.status,
             time.perf_counter() - exchange.began,

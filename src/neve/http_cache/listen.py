@@ -6,21 +6,19 @@ passed on, has one that all of them accept from.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 from neve.serving.addresses import TcpAddress, UnixAddress
 from neve.serving.listeners import (
     OWNER_ONLY,
+    BoundTcpListener,
     BoundUnixListener,
     Claims,
     Listener,
     PassedListener,
-    TcpListener,
 )
 from neve.serving.listeners import Listeners as AllListeners
-from neve.serving.sockets import cannot_listen, resolved
 
 DEFAULT_ADDRESS = "[::1]:8080"
 
@@ -34,28 +32,6 @@ class ListenOptions:
     socket_group: int | None = None
 
 
-class _TcpListener(TcpListener):
-    def __init__(self, address: TcpAddress, processes: int, note: str) -> None:
-        super().__init__(address, resolved(address), note)
-        self._sockets: list[list[socket.socket]] = []
-        try:
-            for _ in range(processes):
-                self._sockets.append([])
-                for port in self.ports:
-                    self._sockets[-1].append(port.bind())
-        except OSError as error:
-            self.close()
-            raise cannot_listen(self.address, error) from error
-
-    def sockets(self, process: int) -> list[socket.socket]:
-        return self._sockets[process]
-
-    def close(self) -> None:
-        for each in (each for sockets in self._sockets for each in sockets):
-            each.close()
-        super().close()
-
-
 class _Claims(Claims):
     def __init__(self, options: ListenOptions, processes: int, tcp_note: str) -> None:
         self._options = options
@@ -63,7 +39,7 @@ class _Claims(Claims):
         self._tcp_note = tcp_note
 
     def tcp(self, address: TcpAddress) -> Listener:
-        return _TcpListener(address, self._processes, self._tcp_note)
+        return BoundTcpListener(address, self._processes, self._tcp_note)
 
     def unix(self, address: UnixAddress) -> Listener:
         return BoundUnixListener(address, self._options.socket_mode, self._options.socket_group)

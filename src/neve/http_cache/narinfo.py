@@ -32,7 +32,7 @@ from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.services import Services
 from neve.store.signing import sign_path_info, with_own_nar
 from neve.store.wire import encode_node
-from neve.telemetry import LOGGER
+from neve.telemetry import LOGGER, count
 
 KEPT_BYTES = 64 * 1024 * 1024
 """Rendered narinfos that are kept, in bytes: some 60,000 of them."""
@@ -93,7 +93,9 @@ class NarInfos:
         digest = base32.decode(name) if kept is None else kept[0]
         version = self._path_infos.version(digest)
         if kept is not None and kept[1] == version:
+            count("narinfos_hit")
             return kept[2]
+        count("narinfos_missed")
         self._kept.drop(name)
         if version is None:
             return None

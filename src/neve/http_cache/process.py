@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from neve.errors import InvalidRequest
 from neve.http_cache.app import CacheApp
-from neve.http_cache.metrics import Counters, SharedRows
+from neve.http_cache.metrics import LAYOUT, Counters
 from neve.http_cache.server import Server
 from neve.http_cache.settings import Settings, from_json
 from neve.serving import process
+from neve.serving.metrics import SharedRows, inherited
 from neve.serving.process import Course, run_loop, serve_until_stopped
 from neve.store.services import Services
+from neve.telemetry import count_with
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -48,11 +50,13 @@ def serve(services: Services, settings: Settings, share: Share, pages: Pages, co
 async def _serve(services: Services, settings: Settings, share: Share, pages: Pages, course: Course) -> None:
     counters = Counters(share.rows, share.row)
     app = CacheApp(services, settings, counters, pages(services, settings))
+    count_with(counters.count)
     try:
         server = Server(app, settings)
         await serve_until_stopped(course, lambda: server.start(share.sockets), server.stop, settings.grace)
     finally:
         await asyncio.to_thread(app.close)
+        count_with(None)
 
 
 def serve_as_worker(
@@ -75,9 +79,7 @@ def share_for_worker(
     return {
         "sockets": own,
         "unwanted": [each for each in others if each not in own],
-        "metrics": rows.descriptor,
-        "rows": rows.count,
-        "row": row,
+        "metrics": rows.share(row),
     }
 
 
@@ -87,6 +89,7 @@ def _inherited(configuration: Mapping[str, Any]) -> Share:
         for descriptor in share["unwanted"]:
             os.close(descriptor)
         sockets = [socket.socket(fileno=descriptor) for descriptor in share["sockets"]]
-        return Share(sockets=sockets, rows=SharedRows(share["rows"], share["metrics"]), row=share["row"])
+        rows, row = inherited(LAYOUT, share["metrics"])
+        return Share(sockets=sockets, rows=rows, row=row)
     except KeyError as error:
         raise InvalidRequest(f"the configuration of a worker lacks {error}") from error

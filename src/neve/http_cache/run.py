@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neve.http_cache.listen import Listeners, ListenOptions
-from neve.http_cache.metrics import SharedRows
+from neve.http_cache.metrics import LAYOUT
 from neve.http_cache.process import Pages, Share, serve, share_for_worker
 from neve.http_cache.settings import Settings, to_json
 from neve.serving.main import Main, WorkerStart
+from neve.serving.metrics import SharedRows
 from neve.serving.process import Course
 from neve.serving.workers import Workers
 from neve.store.services import Services
@@ -54,7 +55,7 @@ class _Main(Main[Services]):
         self._listeners = Listeners(options.listen, options.workers, self._environment, tls=tls)
         stack.callback(self._listeners.close)
         self.on_abort(self._listeners.withdraw)
-        self._rows = SharedRows(options.workers)
+        self._rows = SharedRows(LAYOUT, options.workers)
         stack.callback(self._rows.close)
         return self._listeners
 

@@ -17,6 +17,7 @@ from neve.errors import (
     Unavailable,
     Unsupported,
 )
+from neve.serving import metrics
 
 Header = tuple[bytes, bytes]
 
@@ -35,6 +36,10 @@ _STATUSES: tuple[tuple[type[NeveError], int], ...] = (
     (DiskFull, 507),
     (Unavailable, 503),
 )
+
+
+_REFUSALS = {401: "PermissionDenied", 403: "PermissionDenied", 502: "Unavailable"}
+"""Kinds of errors by statuses that stand for themselves."""
 
 
 class Refused(InvalidRequest):
@@ -63,6 +68,12 @@ def status_of(error: NeveError) -> int:
     if isinstance(error, Refused):
         return error.status
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
+def kind_of(error: NeveError) -> str:
+    """What an error is counted as."""
+    refused = error.status if isinstance(error, Refused) else 0
+    return _REFUSALS.get(refused) or metrics.kind_of(error)
 
 
 def line_of(error: NeveError) -> bytes:

@@ -7,17 +7,21 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 from neve.errors import Unavailable
+from neve.serving.pools import Pool, Queued
 
 T = TypeVar("T")
+
+POOLS = ("work", "render", "upload", "commit", "ask", "fetch", "hash")
 
 _WORKERS = 8
 _ASKERS = 32
 _COMMITTERS = 64
 """Uploads whose commits may share a sync; a thread each, for as long as the sync takes."""
+_HASHERS = 2
+"""Rendering a NAR for its hash takes a core: whoever else asks waits."""
 
 _PIPE_BYTES = 2 * 1024 * 1024
 """What an upload may be ahead of the thread that takes it in."""
@@ -29,15 +33,11 @@ half the speed."""
 class Threads:
     """The pools of one process. What may take long has a pool of its own, so that nothing waits behind it."""
 
-    def __init__(self, uploads: int, fetches: int) -> None:
-        self._work = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-work")
-        self._render = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-render")
-        self._upload = ThreadPoolExecutor(uploads, thread_name_prefix="neve-upload")
-        self._commit = ThreadPoolExecutor(_COMMITTERS, thread_name_prefix="neve-commit")
-        self._ask = ThreadPoolExecutor(_ASKERS, thread_name_prefix="neve-ask")
-        self._fetch = ThreadPoolExecutor(fetches, thread_name_prefix="neve-fetch")
-        # Rendering a NAR for its hash takes a core: two at a time, whoever else asks waits.
-        self._hash = ThreadPoolExecutor(2, thread_name_prefix="neve-hash")
+    def __init__(self, uploads: int, fetches: int, queued: Callable[[str], Queued]) -> None:
+        """``queued`` makes what is told how much waits for the threads of one of ``POOLS``."""
+        sizes = (_WORKERS, _WORKERS, uploads, _COMMITTERS, _ASKERS, fetches, _HASHERS)
+        self._pools = [Pool(name, size, queued(name)) for name, size in zip(POOLS, sizes, strict=True)]
+        self._work, self._render, self._upload, self._commit, self._ask, self._fetch, self._hash = self._pools
 
     async def work(self, function: Callable[..., T], *arguments: object) -> T:
         """Runs what takes about a millisecond."""
@@ -65,21 +65,20 @@ class Threads:
 
     def upload(self, function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         """Begins to take an upload in. There is a thread for each that may be under way."""
-        return asyncio.get_running_loop().run_in_executor(self._upload, function, *arguments)
+        return self._upload.run(function, *arguments)
 
     def ahead(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Like ``render``, but does not wait for it."""
-        return asyncio.get_running_loop().run_in_executor(self._render, function)
+        return self._render.run(function)
 
     def close(self) -> None:
         """Waits for what is being done. Not to be called in the event loop's thread."""
-        pools = (self._work, self._render, self._upload, self._commit, self._ask, self._fetch, self._hash)
-        for pool in pools:
+        for pool in self._pools:
             pool.shutdown(cancel_futures=True)
 
 
-async def _run(pool: Executor, function: Callable[..., T], *arguments: object) -> T:
-    return await settled(asyncio.get_running_loop().run_in_executor(pool, function, *arguments))
+async def _run(pool: Pool, function: Callable[..., T], *arguments: object) -> T:
+    return await settled(pool.run(function, *arguments))
 
 
 async def settled(future: asyncio.Future[T]) -> T:

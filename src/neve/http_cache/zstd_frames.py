@@ -21,6 +21,7 @@ from neve.castore.node import FileNode
 from neve.castore.traverse import large_file, wrong_length
 from neve.errors import Corrupt, LimitExceeded
 from neve.packstore.frames import compress
+from neve.telemetry import carried
 from neve.tree import WHOLE_FILE_LIMIT
 
 _CHUNKS_AT_ONCE = 4
@@ -84,7 +85,7 @@ class ZstdFrames:
             elif self._blobs.seals_chunk_lists:
                 chunks = self._chunks(segment)
                 for start in range(0, len(chunks), _CHUNKS_AT_ONCE):
-                    yield self._pool.submit(self._stored, chunks[start : start + _CHUNKS_AT_ONCE])
+                    yield self._pool.submit(carried(self._stored), chunks[start : start + _CHUNKS_AT_ONCE])
             else:
                 # Only who reads it in order has it proven.
                 for piece in large_file(self._blobs, segment):

@@ -36,6 +36,7 @@ from neve.packstore.locks import Arrivals
 from neve.packstore.sessions import Portion, Session
 from neve.packstore.staging import Staging, repeated
 from neve.packstore.updates import Transaction, Update
+from neve.telemetry import span
 
 T = TypeVar("T")
 
@@ -201,6 +202,10 @@ class Writer:
 
     def _wait(self, done: Callable[[], bool]) -> None:
         """Returns when ``done``; leads commits as long as that takes one and nobody else does."""
+        with span("packs.commit"):
+            self._wait_or_lead(done)
+
+    def _wait_or_lead(self, done: Callable[[], bool]) -> None:
         while True:
             with self._state:
                 self._waiting += 1

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import grpc
@@ -21,6 +22,7 @@ from neve.registry import Address
 from neve.rpc.methods import Method, methods_of, snix_name
 from neve.rpc.status import ERROR_TRAILER, code_of, details_of, error_of, trailers_of
 from neve.rpc.target import PARAMETERS, Target, target_of
+from neve.rpc.tracing import answered, begun
 from neve.rpc.upload import Exchange, Upload, silent
 from neve.rpc.watch import WATCH
 
@@ -48,6 +50,9 @@ _NEVER_CONNECTED = ("failed to connect", "errors resolving")
 
 _WITHOUT_ANSWER = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 """Statuses that the library makes up when the server has said nothing."""
+
+_ANY_METHOD = "/grpc.health.v1.Health/Check"
+"""What is asked of a server to see whether it is there; it need not have it."""
 
 _KEEPALIVE_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
@@ -116,14 +121,23 @@ class Connection:
         self._wait(self.timeout)
 
     def _wait(self, seconds: float) -> None:
-        ready = grpc.channel_ready_future(self._channel)
-        try:
-            ready.result(timeout=seconds)
-        except grpc.FutureTimeoutError:
-            raise Unavailable(f"{self.url} cannot be reached within {seconds:g} s") from None
-        finally:
-            ready.cancel()
-        self._answered()
+        # A call, which is the library's only way to wait for a connection that leaves no thread behind.
+        # Whatever the server says about it: it is there.
+        ask: Any = self._channel.unary_unary(_ANY_METHOD)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            try:
+                ask(b"", timeout=left, wait_for_ready=True)
+            except grpc.RpcError as failure:
+                code = code_of(failure)
+                if code is grpc.StatusCode.UNAVAILABLE:
+                    time.sleep(min(_FIRST_PAUSE, left))
+                    continue
+                if code in _WITHOUT_ANSWER:
+                    break
+            self._answered()
+            return
+        raise Unavailable(f"{self.url} cannot be reached within {seconds:g} s")
 
     def _answered(self) -> None:
         self._reached, self._lost = True, False
@@ -184,7 +198,7 @@ class Connection:
         method = self._method(service, name)
         stub = self._stub(method, raw)
         seconds = timeout or self.timeout
-        return self._repeating(method, lambda: stub(request, timeout=seconds))
+        return self._repeating(method, lambda: answered(method, stub, request, seconds))
 
     def receive(
         self, service: ServiceDescriptor, name: str, request: Any, *, raw: bool = False
@@ -198,14 +212,14 @@ class Connection:
         stub = self._stub(method, raw)
         pauses = self._pauses()
         while True:
-            call = stub(request)
+            call = begun(method, stub, request)
             watched = WATCH.add(call, self.timeout)
-            begun = False
+            has_come = False
             try:
                 while True:
                     with watched:
                         answer = next(call)
-                    begun = True
+                    has_come = True
                     self._answered()
                     yield answer
             except StopIteration:
@@ -214,7 +228,7 @@ class Connection:
                 if watched.expired:
                     raise self._failure(method)(silent(self.timeout)) from failure
                 pause = next(pauses, None)
-                if begun or pause is None or not self._may_pass(failure):
+                if has_come or pause is None or not self._may_pass(failure):
                     raise self._error(method, failure) from failure
             finally:
                 WATCH.remove(watched)
@@ -225,13 +239,15 @@ class Connection:
         """A stream of requests, one answer. Never repeated. ``raw``: the requests are bytes."""
         self._find_again()
         method = self._method(service, name)
-        return Upload(self._stub(method, raw), self._failure(method), self.timeout)
+        start = partial(begun, method, self._stub(method, raw).future)
+        return Upload(start, self._failure(method), self.timeout)
 
     def exchange(self, service: ServiceDescriptor, name: str) -> Exchange:
         """A stream of requests and one of answers. Never repeated."""
         self._find_again()
         method = self._method(service, name)
-        return Exchange(self._stub(method, raw=False), self._failure(method), self.timeout)
+        start = partial(begun, method, self._stub(method, raw=False))
+        return Exchange(start, self._failure(method), self.timeout)
 
     def _failure(self, method: Method) -> Callable[[grpc.RpcError | str], NeveError]:
         """Makes the error of a failed call, or one that says why it was given up."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -26,6 +27,12 @@ class Method:
     response: type[Any]
     client_streaming: bool
     server_streaming: bool
+
+    @cached_property
+    def attributes(self) -> dict[str, str]:
+        """What spans of its calls tell of it."""
+        service, _, name = self.path[1:].partition("/")
+        return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
 
 def methods_of(service: ServiceDescriptor, name: str | None = None) -> dict[str, Method]:

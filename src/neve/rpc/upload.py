@@ -20,6 +20,9 @@ _END: Any = object()
 _ENDED_EARLY = "the server ended the call before its end"
 _GIVEN_UP = "the call was given up"
 
+Start = Callable[[Iterator[Any]], Any]
+"""Makes the library's call of the requests to send."""
+
 Failure = Callable[[grpc.RpcError | str], NeveError]
 """Makes an error of what a call ended with, or of the reason why it was given up."""
 
@@ -89,9 +92,9 @@ class _Sending:
 class Upload(_Sending):
     """A stream of requests with one answer."""
 
-    def __init__(self, stub: Any, failure: Failure, timeout: float) -> None:
+    def __init__(self, start: Start, failure: Failure, timeout: float) -> None:
         super().__init__(failure, timeout)
-        self._call = stub.future(self._requests())
+        self._call = start(self._requests())
 
     def finish(self) -> Any:
         """The answer, once everything was sent. Raises like ``send``."""
@@ -109,9 +112,9 @@ class Upload(_Sending):
 class Exchange(_Sending):
     """A stream of requests and a stream of answers."""
 
-    def __init__(self, stub: Any, failure: Failure, timeout: float) -> None:
+    def __init__(self, start: Start, failure: Failure, timeout: float) -> None:
         super().__init__(failure, timeout)
-        self._call = stub(self._requests())
+        self._call = start(self._requests())
         self._watched = WATCH.add(self._call, timeout)
 
     def receive(self) -> Any:

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2
 
 from neve.errors import Unavailable
 from neve.server.calls import MAX_ASIDE, Calls
+from neve.server.figures import Figures
 from neve.server.handlers import ADMIN_NAME, ServiceHandlers
 from neve.server.limits import Limits
 from neve.server.reflection import SERVICE_NAMES, add_reflection
@@ -46,9 +47,16 @@ class Daemon:
     ``stop`` must be awaited, and does not close the store.
     """
 
-    def __init__(self, services: Services, limits: Limits | None = None, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        services: Services,
+        limits: Limits | None = None,
+        *,
+        read_only: bool = False,
+        figures: Figures | None = None,
+    ) -> None:
         self._limits = limits or Limits()
-        self._calls = Calls(self._limits)
+        self._calls = Calls(self._limits, figures)
         self._handlers = ServiceHandlers(services, self._calls, read_only=read_only)
         self._health: list[health.aio.HealthServicer] = []
         self._servers: list[grpc.aio.Server] = []

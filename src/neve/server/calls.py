@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -19,10 +19,13 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from neve.errors import InvalidRequest, LimitExceeded, NeveError, Unavailable
 from neve.rpc.methods import Deserializer, Method, methods_of
-from neve.rpc.status import ERROR_TRAILER, shortened, status_of
+from neve.rpc.status import ERROR_TRAILER, Status, shortened, status_of
+from neve.server.figures import POOLS, Figures
 from neve.server.limits import Limits
 from neve.server.messages import reader
+from neve.server.observed import Observed, counted_in, counted_out
 from neve.server.streams import Ahead, Pull, Room, settled
+from neve.serving.pools import Pool
 from neve.telemetry import LOGGER
 
 T = TypeVar("T")
@@ -66,17 +69,18 @@ class Stream:
 class Calls:
     """All calls of one process. Belongs to the event loop that it is used in."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, figures: Figures | None = None) -> None:
         self.limits = limits
         self.draining = False
-        self.room = Room(limits.max_held_bytes)
+        self._figures = figures = figures or Figures()
+        self.room = Room(limits.max_held_bytes, figures.room)
         self.ahead = Ahead(_AHEAD)
         self.active = 0
         self._streams: dict[asyncio.Task[Any], Stream] = {}
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-work")
-        self._ingesters = ThreadPoolExecutor(_WORKERS, thread_name_prefix="neve-ingest")
-        self._committers = ThreadPoolExecutor(_COMMITTERS, thread_name_prefix="neve-commit")
-        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="neve-fetch")
+        self._workers, self._ingesters, self._committers, self._fetchers = [
+            Pool(name, threads, figures.queued(name))
+            for name, threads in zip(POOLS, (_WORKERS, _WORKERS, _COMMITTERS, _FETCHERS), strict=True)
+        ]
 
     # What handlers use.
 
@@ -95,10 +99,10 @@ class Calls:
     async def fetch(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs ``function``, which waits for other servers, in a thread. If the call is cancelled it goes on
         for whoever asks next, and only ends when the services are closed."""
-        return await asyncio.get_running_loop().run_in_executor(self._fetchers, function, *arguments)
+        return await self._fetchers.run(function, *arguments)
 
-    async def _run(self, pool: Executor, function: Callable[..., T], *arguments: Any) -> T:
-        future = asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+    async def _run(self, pool: Pool, function: Callable[..., T], *arguments: Any) -> T:
+        future = pool.run(function, *arguments)
         if self._stream() is None:
             return await settled(future)
         with self.busy():
@@ -201,11 +205,20 @@ class Calls:
         if not method.client_streaming:
             assert read is not None
             run, read = self._reading(run, read), None
-        counted = _Aside(method.path).counted if aside else self._counted
+        if aside:
+            # Nobody wants to see how often it was asked how it is.
+            figures, observe, counted = (
+                Figures(),
+                partial(Observed, None, Figures()),
+                _Aside(method.path).counted,
+            )
+        else:
+            figures, observe, counted = self._figures, partial(Observed, method, self._figures), self._counted
+        write = None if raw_responses else method.response.SerializeToString
         result: grpc.RpcMethodHandler[Any, Any] = make(
-            self._guarded(run, method.path, counted),
-            request_deserializer=read,
-            response_serializer=None if raw_responses else method.response.SerializeToString,
+            self._guarded(run, method.path, counted, observe),
+            request_deserializer=counted_in(read, figures),
+            response_serializer=counted_out(write, figures),
         )
         return result
 
@@ -231,23 +244,26 @@ class Calls:
         run: Callable[[Any, Context], Awaitable[T]],
         path: str,
         counted: Callable[[], contextlib.AbstractContextManager[None]],
+        observe: Callable[[Context], Observed],
     ) -> Callable[[Any, Context], Awaitable[T]]:
         """The handler: counts the call, makes statuses of what it raises."""
 
         async def call(request: Any, context: Context) -> T:
-            try:
-                with counted():
-                    return await run(request, context)
-            except NeveError as error:
-                failure = error
-            except (asyncio.CancelledError, grpc.aio.AbortError):
-                raise
-            except Exception as error:
-                LOGGER.exception("%s failed", path)
-                details = shortened(f"internal error: {type(error).__name__}: {error}")
-                await context.abort(grpc.StatusCode.INTERNAL, details)
-            await _abort(context, failure)
-            raise AssertionError("an aborted call goes on")
+            with observe(context) as observed:
+                try:
+                    with counted():
+                        return await run(request, context)
+                except NeveError as error:
+                    failure = status_of(error)
+                except (asyncio.CancelledError, grpc.aio.AbortError):
+                    raise
+                except Exception as error:
+                    LOGGER.exception("%s failed", path)
+                    details = shortened(f"internal error: {type(error).__name__}: {error}")
+                    failure = Status(grpc.StatusCode.INTERNAL, details, "")
+                observed.failed(failure.code, failure.kind)
+                await _abort(context, failure)
+                raise AssertionError("an aborted call goes on")
 
         return call
 
@@ -353,7 +369,6 @@ class _Aside:
             self._open -= 1
 
 
-async def _abort(context: Context, error: NeveError) -> None:
-    status = status_of(error)
+async def _abort(context: Context, status: Status) -> None:
     trailers = ((ERROR_TRAILER, status.kind),) if status.kind else ()
     await context.abort(status.code, status.details, trailers)

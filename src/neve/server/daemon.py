@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from neve.errors import Unavailable
 from neve.server.listen import Listeners, ListenOptions
@@ -13,6 +14,8 @@ from neve.server.private import PrivateSockets
 from neve.server.settings import Endpoint, Settings, to_json
 from neve.server.splice import Splicer
 from neve.serving.main import Main, WorkerStart
+from neve.serving.metrics import Row, SharedRows
+from neve.serving.metrics_server import MetricsServer
 from neve.serving.process import Course
 from neve.serving.workers import Workers
 from neve.store.services import Services
@@ -62,7 +65,19 @@ class _Main(Main[Services]):
         self._carrier = _Carrier(self._listeners, self._fail)
         stack.callback(self._carrier.close)
         self.on_abort(self._carrier.remove_folder)
+        self._rows: SharedRows | None = None
+        if self._listeners.metrics:
+            self._rows = self._shared_rows(stack)
+            server = MetricsServer(self._listeners.metrics, self._rows.text)
+            stack.callback(server.close)
         return self._listeners
+
+    def _shared_rows(self, stack: contextlib.ExitStack) -> SharedRows:
+        from neve.server.figures import LAYOUT
+
+        rows = SharedRows(LAYOUT, self._options.workers)
+        stack.callback(rows.close)
+        return rows
 
     def _fail(self) -> None:
         self.failed = True
@@ -83,17 +98,26 @@ class _Main(Main[Services]):
             course.ready()
 
         own = replace(course, ready=ready)
-        serve(opened, self._endpoints(_MYSELF), self._options.settings, own)
+        row = None if self._rows is None else Row(self._rows, 0)
+        serve(opened, self._endpoints(_MYSELF), self._options.settings, own, row)
 
     def workers(self, worker: WorkerStart) -> Workers:
+        rows = self._rows
+
+        def configuration(name: str) -> Mapping[str, Any]:
+            slot = int(name.partition("-")[0])
+            return {
+                "store": worker.store,
+                "folder": self._carrier.folder,
+                "metrics": None if rows is None else rows.share(slot),
+                **to_json(self._options.settings, self._endpoints(name)),
+            }
+
         return Workers(
             self._options.workers,
             worker.command,
-            lambda name: {
-                "store": worker.store,
-                "folder": self._carrier.folder,
-                **to_json(self._options.settings, self._endpoints(name)),
-            },
+            configuration,
+            descriptors=[] if rows is None else [rows.descriptor],
             ready=lambda ready: self._carrier.add(ready.name),
             gone=lambda gone: self._carrier.remove(gone.name),
         )

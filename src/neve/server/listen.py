@@ -19,6 +19,7 @@ from neve.server.splice import Splicer
 from neve.serving.addresses import DEFAULT_ADDRESS, TcpAddress, UnixAddress
 from neve.serving.listeners import (
     OWNER_ONLY,
+    BoundTcpListener,
     BoundUnixListener,
     Claims,
     Listener,
@@ -39,6 +40,7 @@ class ListenOptions:
 
     addresses: Sequence[str] = (DEFAULT_ADDRESS,)
     admin_addresses: Sequence[str] = ()
+    metrics_addresses: Sequence[str] = ()
     socket_mode: int = OWNER_ONLY
     admin_socket_mode: int = OWNER_ONLY
     socket_group: int | None = None
@@ -146,6 +148,29 @@ class _Claims(Claims):
             )
 
 
+class _MetricsClaims(Claims):
+    """Claims addresses for who collects figures. They tell nothing of what is stored, so that whoever names
+    such an address may let everybody in."""
+
+    def __init__(self, options: ListenOptions) -> None:
+        self.listeners: list[Listener] = []
+        self._options = options
+
+    def _open(self, listener: Listener) -> Listener:
+        listener.note = " (metrics)"
+        self.listeners.append(listener)
+        return listener
+
+    def tcp(self, address: TcpAddress) -> Listener:
+        return self._open(BoundTcpListener(address, 1))
+
+    def unix(self, address: UnixAddress) -> Listener:
+        return self._open(BoundUnixListener(address, self._options.socket_mode, self._options.socket_group))
+
+    def passed(self, listener: PassedListener) -> None:
+        self._open(listener)
+
+
 class Listeners(AllListeners):
     """All addresses of a daemon."""
 
@@ -153,8 +178,16 @@ class Listeners(AllListeners):
         """Claims them for so many processes. Raises ``InvalidRequest`` also for those that would let in the
         wrong people."""
         use, admin = (_Claims(options, admin=admin, shared=processes > 1) for admin in (False, True))
-        super().__init__([(use, options.addresses), (admin, options.admin_addresses)], environment)
+        metrics = _MetricsClaims(options)
+        wanted = [
+            (use, options.addresses),
+            (admin, options.admin_addresses),
+            (metrics, options.metrics_addresses),
+        ]
+        super().__init__(wanted, environment)
         self._doors = [*use.doors, *admin.doors]
+        self.metrics = [each for listener in metrics.listeners for each in listener.sockets(0)]
+        """What figures are given out on, bound."""
 
     @property
     def routes(self) -> list[Route]:

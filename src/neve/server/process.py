@@ -7,26 +7,42 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from neve.server.app import Binding, Daemon
+from neve.server.figures import LAYOUT, Figures
 from neve.server.private import abandon
 from neve.server.settings import Endpoint, Settings, from_json
 from neve.serving import process
+from neve.serving.metrics import Row, inherited
 from neve.serving.process import Course, run_loop, serve_until_stopped
 from neve.serving.tls import renewed_credentials
 from neve.store.services import Services
+from neve.telemetry import count_with
 
 
-def serve(services: Services, endpoints: Sequence[Endpoint], settings: Settings, course: Course) -> None:
-    """Serves until it is asked to stop and calls in flight have ended, or their grace time has.
+def serve(
+    services: Services,
+    endpoints: Sequence[Endpoint],
+    settings: Settings,
+    course: Course,
+    row: Row | None = None,
+) -> None:
+    """Serves until it is asked to stop and calls in flight have ended, or their grace time has. Counts in
+    ``row``, if there is one.
 
     Raises what telling of its ``course`` raises, and ``Unavailable`` if it cannot listen.
     """
-    run_loop(_serve(services, endpoints, settings, course))
+    if row is not None:
+        count_with(row.count)
+    try:
+        run_loop(_serve(services, endpoints, settings, course, Figures(row)))
+    finally:
+        if row is not None:
+            count_with(None)
 
 
 async def _serve(
-    services: Services, endpoints: Sequence[Endpoint], settings: Settings, course: Course
+    services: Services, endpoints: Sequence[Endpoint], settings: Settings, course: Course, figures: Figures
 ) -> None:
-    daemon = Daemon(services, settings.limits, read_only=settings.read_only)
+    daemon = Daemon(services, settings.limits, read_only=settings.read_only, figures=figures)
     bindings = [_binding(endpoint, settings) for endpoint in endpoints]
     await serve_until_stopped(course, lambda: daemon.start(bindings), daemon.stop, settings.grace)
 
@@ -46,7 +62,8 @@ def serve_as_worker(open_store: Callable[[Mapping[str, Any]], AbstractContextMan
 
 def _serve_as_told(services: Services, configuration: Mapping[str, Any], course: Course) -> None:
     settings, endpoints = from_json(configuration)
-    serve(services, endpoints, settings, course)
+    share = configuration.get("metrics")
+    serve(services, endpoints, settings, course, None if share is None else Row(*inherited(LAYOUT, share)))
 
 
 def _orphaned(configuration: Mapping[str, Any]) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neve.errors import LimitExceeded
+from neve.serving.pools import Pool
 
 if TYPE_CHECKING:
     from neve.server.calls import Calls
@@ -26,8 +26,10 @@ class Room:
     Only what is sure to be worked on may be held here: then room is always made, whatever clients do.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, changed: Callable[[int, int], None] = lambda held, waiting: None) -> None:
+        """``changed`` is told how many bytes are held, and how many uploads wait."""
         self._size = size
+        self._changed = changed
         self._held = 0
         self._wanted = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -37,6 +39,7 @@ class Room:
         more than all, when all is free. Raises ``LimitExceeded`` if far too many wait."""
         if not self._waiting and self._fits(size):
             self._held += size
+            self._tell()
             return
         if self._wanted + size > _WAITING_TIMES * self._size and self._waiting:
             raise LimitExceeded(
@@ -47,6 +50,7 @@ class Room:
         entry = (size, turn)
         self._waiting.append(entry)
         self._wanted += size
+        self._tell()
         try:
             await turn
         except asyncio.CancelledError:
@@ -66,6 +70,9 @@ class Room:
         self._held -= size
         self._let_in()
 
+    def _tell(self) -> None:
+        self._changed(self._held, len(self._waiting))
+
     def _let_in(self) -> None:
         while self._waiting and self._fits(self._waiting[0][0]):
             size, turn = self._waiting.popleft()
@@ -73,6 +80,7 @@ class Room:
             if not turn.done():
                 self._held += size
                 turn.set_result(None)
+        self._tell()
 
 
 class Behind:
@@ -132,7 +140,7 @@ class Ahead:
 class Pull(AsyncIterator[T]):
     """See ``Calls.pull``."""
 
-    def __init__(self, calls: Calls, pool: Executor, items: Iterator[T]) -> None:
+    def __init__(self, calls: Calls, pool: Pool, items: Iterator[T]) -> None:
         self._calls = calls
         self._pool = pool
         self._items = items
@@ -142,7 +150,7 @@ class Pull(AsyncIterator[T]):
     async def __anext__(self) -> T:
         self._wanted()
         if self._next is None:
-            self._next = self._run(next, self._items, _END)
+            self._next = self._pool.run(next, self._items, _END)
         with self._calls.busy():
             item = await settled(self._next)
         if item is _END:
@@ -150,7 +158,7 @@ class Pull(AsyncIterator[T]):
         self._next = None
         if self._calls.ahead.take():
             self._is_ahead = True
-            self._next = self._run(next, self._items, _END)
+            self._next = self._pool.run(next, self._items, _END)
         return item
 
     def _wanted(self) -> None:
@@ -159,9 +167,6 @@ class Pull(AsyncIterator[T]):
             self._is_ahead = False
             self._calls.ahead.give()
 
-    def _run(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
-
     async def close(self) -> None:
         """Ends the iterator, when nobody is at work on it."""
         self._wanted()
@@ -169,7 +174,7 @@ class Pull(AsyncIterator[T]):
             with contextlib.suppress(BaseException):
                 await settled(self._next)
         if (close := getattr(self._items, "close", None)) is not None:
-            await settled(self._run(close))
+            await settled(self._pool.run(close))
 
 
 async def cleared(clearing: Coroutine[Any, Any, None]) -> None:

@@ -14,7 +14,16 @@ from abc import ABC, abstractmethod
 from collections.abc import MutableMapping, Sequence
 
 from neve.serving.addresses import InheritedAddress, TcpAddress, UnixAddress, parse_listen_address
-from neve.serving.sockets import Host, PassedSocket, PassedSockets, TcpPort, UnixPath, claim_ports
+from neve.serving.sockets import (
+    Host,
+    PassedSocket,
+    PassedSockets,
+    TcpPort,
+    UnixPath,
+    cannot_listen,
+    claim_ports,
+    resolved,
+)
 from neve.telemetry import LOGGER
 
 OWNER_ONLY = 0o600
@@ -57,6 +66,30 @@ class TcpListener(Listener):
     def close(self) -> None:
         for port in self.ports:
             port.close()
+
+
+class BoundTcpListener(TcpListener):
+    """Ports with a socket for each process, over which the kernel spreads connections."""
+
+    def __init__(self, address: TcpAddress, processes: int, note: str = "") -> None:
+        super().__init__(address, resolved(address), note)
+        self._sockets: list[list[socket.socket]] = []
+        try:
+            for _ in range(processes):
+                self._sockets.append([])
+                for port in self.ports:
+                    self._sockets[-1].append(port.bind())
+        except OSError as error:
+            self.close()
+            raise cannot_listen(self.address, error) from error
+
+    def sockets(self, process: int) -> list[socket.socket]:
+        return self._sockets[process]
+
+    def close(self) -> None:
+        for each in (each for sockets in self._sockets for each in sockets):
+            each.close()
+        super().close()
 
 
 class UnixListener(Listener):

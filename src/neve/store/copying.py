@@ -43,7 +43,7 @@ from neve.store.nar_nodes import Nar
 from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pipeline import close_batches
 from neve.store.services import Services
-from neve.telemetry import NO_PROGRESS, Progress
+from neve.telemetry import NO_PROGRESS, Progress, carried, span
 from neve.tree import Batches
 
 _READERS = 4
@@ -235,7 +235,7 @@ class _Copy:
             self._events.put(event)
 
         self._running += 1
-        pool.submit(run)
+        pool.submit(carried(run))
 
     def _came_in(self, path_info: PathInfo) -> None:
         path = path_info.store_path
@@ -290,6 +290,10 @@ class _Copy:
 
     def _take_in(self, entry: ExportedPath) -> PathInfo:
         """Stores the contents of a path; what is to be registered then."""
+        with span("copy.path", {"neve.path": entry.path.base_name, "neve.nar_size": entry.nar_size}):
+            return self._taken_in(entry)
+
+    def _taken_in(self, entry: ExportedPath) -> PathInfo:
         expected = Nar(entry.nar_size, entry.nar_sha256)
         try:
             check_content_address(entry)

@@ -30,7 +30,7 @@ from neve.errors import (
     Unavailable,
 )
 from neve.store.services import Services
-from neve.telemetry import NO_PROGRESS, Progress
+from neve.telemetry import NO_PROGRESS, Progress, span
 from neve.tree import BeginFile, Data, EndFile, EnterDirectory, Event, File, LeaveDirectory, Symlink
 
 _MTIME_NS = (1_000_000_000, 1_000_000_000)
@@ -48,6 +48,11 @@ def export_tree(
     Raises ``Conflict`` if it does, ``DiskFull``, ``PermissionDenied``, ``NotFound``, and what reading
     the store raises; then nothing is left behind.
     """
+    with span("export"):
+        _export(services, root, destination, progress)
+
+
+def _export(services: Services, root: Node, destination: bytes, progress: Progress) -> None:
     head, _, name = destination.rstrip(b"/").rpartition(b"/")
     shown = show_path(destination)
     if not destination or b"\0" in destination:

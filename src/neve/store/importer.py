@@ -30,7 +30,7 @@ from neve.store.pipeline import SinkThread, close_batches, feed_all
 from neve.store.scanning import ReferenceScan
 from neve.store.services import Services
 from neve.store.wire import decode_node, encode_node
-from neve.telemetry import NO_PROGRESS, Progress
+from neve.telemetry import NO_PROGRESS, Progress, span
 from neve.tree import Batches, BeginFile, Data, EnterDirectory, Event, File, Sink, Symlink
 
 
@@ -205,14 +205,15 @@ def ingest_events(
         contextlib.ExitStack() as threads,
     ):
         feeding: Sequence[Sink] = (ingester, hasher, *sinks)
-        feed_all(batches, *[threads.enter_context(SinkThread(sink, _thread_name(sink))) for sink in feeding])
+        feed_all(batches, *[threads.enter_context(SinkThread(sink, _stage_name(sink))) for sink in feeding])
         nar = Nar(*hasher.result())
         check(nar)
-        return ingester.finish(), nar
+        with span("import.finish"):
+            return ingester.finish(), nar
 
 
-def _thread_name(sink: Sink) -> str:
-    return f"neve-{type(sink).__name__.lower()}"
+def _stage_name(sink: Sink) -> str:
+    return {Ingester: "store", NarHasher: "hash"}.get(type(sink), "hash-flat")
 
 
 def import_nar(
@@ -261,9 +262,10 @@ def _register(
 ) -> PathInfo:
     paths = sorted_references(references)
     details = NarDetails(size=nar.size, sha256=nar.sha256, reference_names=paths, deriver=deriver, ca=ca)
-    services.nar_nodes.put(node, nar)
-    path_info = PathInfo(store_path, node, tuple(path.digest for path in paths), details)
-    return services.path_infos.put(path_info)
+    with span("import.register"):
+        services.nar_nodes.put(node, nar)
+        path_info = PathInfo(store_path, node, tuple(path.digest for path in paths), details)
+        return services.path_infos.put(path_info)
 
 
 class FlatHasher:

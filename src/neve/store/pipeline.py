@@ -13,6 +13,8 @@ from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
+from neve import telemetry
+from neve.telemetry import carried
 from neve.tree import Event, Sink
 
 _QUEUED_BATCHES = 4
@@ -29,20 +31,23 @@ class SinkThread:
 
     def __init__(self, sink: Sink, name: str) -> None:
         self._sink = sink
+        self._stage = telemetry.stage(f"import.{name}")
         self._queue: queue.Queue[Sequence[Event] | None] = queue.Queue(_QUEUED_BATCHES)
         self._error: BaseException | None = None
         self._given_up = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=carried(self._run), name=f"neve-{name}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while (batch := self._queue.get()) is not None:
             if self._error is None and not self._given_up:
                 try:
-                    self._sink.feed(batch)
+                    with self._stage:
+                        self._sink.feed(batch)
                 except BaseException as error:
                     # Kept for the feeding thread; the queue is drained so that it never blocks.
                     self._error = error
+        self._stage.end()
 
     def feed(self, events: Sequence[Event]) -> None:
         """Raises what the sink raised for an earlier batch."""
@@ -75,11 +80,17 @@ class SinkThread:
 
 def feed_all(batches: Iterable[Sequence[Event]], *sinks: SinkThread) -> None:
     """Feeds every batch to all sinks; returns when they have seen everything."""
+    walk, source = telemetry.stage("import.walk"), iter(batches)
     try:
-        for batch in batches:
+        while True:
+            with walk:
+                batch = next(source, None)
+            if batch is None:
+                break
             for sink in sinks:
                 sink.feed(batch)
     finally:
+        walk.end()
         close_batches(batches)
     for sink in sinks:
         sink.finish()

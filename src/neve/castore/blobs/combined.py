@@ -14,7 +14,7 @@ from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.digest import EMPTY_BLOB, Digest, check_digest
 from neve.castore.near import NEAR_FAILURES, NearCopy, from_near, keep_near
 from neve.registry import Address
-from neve.telemetry import LOGGER
+from neve.telemetry import LOGGER, count_found
 from neve.tree import WHOLE_FILE_LIMIT
 
 _WINDOW = 1024
@@ -51,6 +51,7 @@ class CombinedBlobService(BlobService):
     def open_read(self, digest: Digest) -> BlobReader | None:
         check_digest(digest)
         reader = from_near(lambda: self._near.open_read(digest), None)
+        count_found("blobs", reader is not None, reader is None)
         if reader is not None or digest in self._absences:
             return reader
         reader = self._far.open_read(digest)
@@ -78,6 +79,7 @@ class CombinedBlobService(BlobService):
 
     def _window(self, digests: list[Digest], limit: int | None, keeper: Keeper) -> Iterator[bytes]:
         absent = set(self._missing_near(digests))
+        count_found("blobs", len(digests) - len(absent), len(absent))
         near = self._near_contents([digest for digest in digests if digest not in absent], limit)
         far = iter(self._far.read_many([digest for digest in digests if digest in absent], limit))
         for digest in digests:

@@ -24,6 +24,7 @@ from neve.errors import InvalidRequest, Unavailable
 from neve.proto.neve.castore.protos import rpc_batch_pb2
 from neve.rpc.channel import Connection
 from neve.rpc.upload import Exchange
+from neve.telemetry import carried
 from neve.tree import WHOLE_FILE_LIMIT
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ class RemoteBatch(BlobBatch):
         """Has a thread ``make`` something; ``send`` gets it, here and in the order of submission."""
         while len(self._queued) >= _MAX_QUEUED_GROUPS or (self._queued and self._queued[0][0].done()):
             self._send_first()
-        self._queued.append((self._reads.executor().submit(make), send))
+        self._queued.append((self._reads.executor().submit(carried(make)), send))
 
     def _send_first(self) -> None:
         made, send = self._queued.popleft()

@@ -22,6 +22,7 @@ from neve.castore.digest import Digest, check_digest, format_digest
 from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound
 from neve.proto.neve.castore.protos import rpc_batch_pb2
 from neve.rpc.channel import Connection
+from neve.telemetry import carried
 from neve.tree import WHOLE_FILE_LIMIT
 
 T = TypeVar("T")
@@ -200,7 +201,7 @@ class RemoteReads:
         try:
             while True:
                 while len(ahead) < 2 and (window := list(islice(digests, size))):
-                    ahead.append((window, self.executor().submit(self._answers, window, limit)))
+                    ahead.append((window, self.executor().submit(carried(self._answers), window, limit)))
                 if not ahead:
                     return
                 window, future = ahead.popleft()

@@ -30,6 +30,7 @@ from neve.errors import Corrupt, InvalidRequest, Unavailable
 from neve.packstore.frames import FRAME_TARGET, MAX_FRAME_RECORDS, Packed, Record, is_compressible
 from neve.packstore.pack import RAW, ZSTD
 from neve.packstore.store import PackStore, Table, seal, unseal
+from neve.telemetry import count, is_counting, stage
 from neve.tree import WHOLE_FILE_LIMIT
 
 CHUNK, BLOB, LIST = 1, 2, 3
@@ -80,6 +81,7 @@ class LocalBlobBatch(BlobBatch):
         self._small: list[Record] = []
         self._small_bytes = 0
         self._staging: dict[Digest, int] = {}
+        self._packing = stage("packs.pack")
 
     def put_many(self, blobs: Sequence[bytes]) -> list[Digest]:
         if max(map(len, blobs), default=0) > WHOLE_FILE_LIMIT:
@@ -120,6 +122,7 @@ class LocalBlobBatch(BlobBatch):
             packed = Packed(bundle.data, size, ZSTD if bundle.zstd else RAW)
             self._store.stage_packed(BLOBS, records, packed, self._session)
             self._unclaim(records)
+        _count(records, ())
 
     @contextlib.contextmanager
     def _losing(self) -> Iterator[None]:
@@ -178,11 +181,15 @@ class LocalBlobBatch(BlobBatch):
             self._finish_first()
         group, self._group, self._group_bytes = self._group, [], 0
         with self._losing():
-            self._queued.append(self._threads.submit(self._process, group))
+            self._queued.append(self._threads.submit(self._pack, group))
 
     def _finish_first(self) -> None:
         with self._losing():
             self._queued.popleft().result()
+
+    def _pack(self, records: list[Record]) -> None:
+        with self._packing:
+            self._process(records)
 
     def _process(self, records: list[Record]) -> None:
         """Stages what is new of ``records``; a small blob only once a frame is full."""
@@ -190,12 +197,15 @@ class LocalBlobBatch(BlobBatch):
             return
         stored = self._store.locate(BLOBS, [record.key for record in records], self._session)
         full: list[list[Record]] = []
+        known: list[Record] = []
         with self._lock:
             for record in records:
-                known = stored.get(record.key)
-                if known is not None and known.tag >= record.tag:
+                found = stored.get(record.key)
+                if found is not None and found.tag >= record.tag:
+                    known.append(record)
                     continue
                 if self._staging.get(record.key, 0) >= record.tag:
+                    known.append(record)
                     continue
                 self._staging[record.key] = record.tag
                 size = len(record.data)
@@ -208,6 +218,7 @@ class LocalBlobBatch(BlobBatch):
                 self._small_bytes += size
         for group in full:
             self._stage(group)
+        _count(records, known)
 
     def _take_small(self) -> list[Record]:
         taken, self._small, self._small_bytes = self._small, [], 0
@@ -246,6 +257,10 @@ class LocalBlobBatch(BlobBatch):
     def keep_many(self, digests: Sequence[Digest]) -> list[Digest]:
         self._drain()
         found = self._store.locate(BLOBS, [check_digest(digest) for digest in digests], self._session)
+        if is_counting():
+            known = [location for location in found.values() if location.tag != LIST]
+            count("blobs_known", len(known))
+            count("blob_bytes_known", sum(location.length for location in known))
         return [d for d in digests if d not in found and d != EMPTY_BLOB]
 
     def commit(self) -> None:
@@ -263,6 +278,18 @@ class LocalBlobBatch(BlobBatch):
         self._queued.clear()
         self._staging.clear()
         self._store.writer.end(self._session)
+        self._packing.end()
+
+
+def _count(put: Sequence[Record], known: Sequence[Record]) -> None:
+    """Tells how much of what was put is new: of contents, not of lists."""
+    if not is_counting() or any(record.tag == LIST for record in put):
+        return
+    size, known_size = (sum(len(record.data) for record in records) for records in (put, known))
+    count("blobs_new", len(put) - len(known))
+    count("blobs_known", len(known))
+    count("blob_bytes_new", size - known_size)
+    count("blob_bytes_known", known_size)
 
 
 class LocalBlobWriter(GatheringWriter):

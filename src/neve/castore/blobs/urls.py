@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from neve.castore.blobs.base import BlobService
 from neve.registry import Schemes
+from neve.telemetry.services import traced
 
 BLOB_SERVICES: Schemes[BlobService] = Schemes(
     "blob service",
@@ -16,4 +17,5 @@ BLOB_SERVICES: Schemes[BlobService] = Schemes(
         "grpc+http": "neve.castore.blobs.grpc:open_grpc",
         "grpc+https": "neve.castore.blobs.grpc:open_grpc",
     },
+    opened=lambda service, scheme: traced(service, "blobs", scheme),
 )

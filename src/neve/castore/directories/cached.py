@@ -16,7 +16,7 @@ from neve.castore.directory import Directory
 from neve.castore.near import NEAR_FAILURES, NearCopy, from_near, keep_near
 from neve.errors import NeveError, NotFound
 from neve.registry import Address
-from neve.telemetry import LOGGER
+from neve.telemetry import LOGGER, count_found
 
 
 class CachedDirectoryService(DirectoryService):
@@ -39,6 +39,7 @@ class CachedDirectoryService(DirectoryService):
     def get_many(self, digests: Sequence[Digest]) -> dict[Digest, Directory]:
         nothing: dict[Digest, Directory] = {}
         found = from_near(lambda: self._near.get_many(digests), nothing)
+        count_found("directories", len(found), len(digests) - len(found))
         wanted = [digest for digest in digests if digest not in found and digest not in self._absences]
         if wanted:
             from_far = self._far.get_many(wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from neve.castore.directories.base import DirectoryService
 from neve.registry import Schemes
+from neve.telemetry.services import traced
 
 DIRECTORY_SERVICES: Schemes[DirectoryService] = Schemes(
     "directory service",
@@ -15,4 +16,5 @@ DIRECTORY_SERVICES: Schemes[DirectoryService] = Schemes(
         "grpc+http": "neve.castore.directories.grpc:open_grpc",
         "grpc+https": "neve.castore.directories.grpc:open_grpc",
     },
+    opened=lambda service, scheme: traced(service, "directories", scheme),
 )

@@ -26,8 +26,8 @@ MAX_PATHS = 256
 _MAX_FILE_BYTES = 256 * 1024 * 1024
 _HELD_REFERENCE = 300
 _MAX_HELD_BYTES = 16 * 1024 * 1024
-"""A group is complete with so many paths, bytes of files, or bytes of what is held: Directories, references and
-signatures. Each is a few commits."""
+"""A group is complete with so many paths, bytes of files, or bytes of what is held: Directories, references
+and signatures. Each is a few commits."""
 
 
 class Contents:

@@ -17,6 +17,7 @@ from neve.castore.node import Node
 from neve.errors import InvalidRequest
 from neve.nix.nar.reader import NarReader
 from neve.store.nar_nodes import Nar
+from neve.telemetry import span
 
 _QUEUED_PIECES = 4
 _PATIENCE_SECONDS = 0.1
@@ -45,7 +46,11 @@ def ingest_nar(
     archives.
     """
     reader = NarReader()
-    with Ingester(blobs, directories, size_rule=size_rule) as ingester, _Hasher() as hasher:
+    with (
+        span("nar.ingest"),
+        Ingester(blobs, directories, size_rule=size_rule) as ingester,
+        _Hasher() as hasher,
+    ):
         for piece in pieces:
             hasher.update(piece)
             if expected is not None and hasher.size > expected.size:

@@ -15,7 +15,7 @@ from neve.store.pathinfos.base import PathInfoService, check_path_digest
 from neve.store.pathinfos.context import PathInfoContext
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 from neve.store.substitute.single_flight import SingleFlight
-from neve.telemetry import LOGGER
+from neve.telemetry import LOGGER, count_found
 
 
 class CachedPathInfoService(PathInfoService):
@@ -39,6 +39,7 @@ class CachedPathInfoService(PathInfoService):
     def get(self, digest: bytes) -> PathInfo | None:
         check_path_digest(digest)
         found = self._from_near(digest)
+        count_found("path_infos", found is not None, found is None)
         if found is not None or digest in self._absences:
             return found
         return self._gets.run(digest, lambda: self._from_far(digest))
@@ -76,6 +77,7 @@ class CachedPathInfoService(PathInfoService):
     def describe(self, digest: bytes) -> PathInfo | PathDescription | None:
         check_path_digest(digest)
         near = self._from_near(digest)
+        count_found("path_infos", near is not None, near is None)
         if near is not None or digest in self._absences:
             return near
         return self._descriptions.run(digest, lambda: self._described_far(digest))

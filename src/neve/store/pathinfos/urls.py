@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from neve.registry import Schemes
 from neve.store.pathinfos.base import PathInfoService
+from neve.telemetry.services import traced
 
 PATH_INFO_SERVICES: Schemes[PathInfoService] = Schemes(
     "path info service",
@@ -22,4 +23,5 @@ PATH_INFO_SERVICES: Schemes[PathInfoService] = Schemes(
         "nix+http": "neve.store.pathinfos.nix_cache:open_nix_cache",
         "nix+https": "neve.store.pathinfos.nix_cache:open_nix_cache",
     },
+    opened=lambda service, scheme: traced(service, "path_infos", scheme),
 )

@@ -22,12 +22,13 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
 
-from neve.errors import InvalidRequest, PermissionDenied, Unavailable
+from neve import telemetry
+from neve.errors import InvalidRequest, NeveError, PermissionDenied, Unavailable
 from neve.nix.compression import decompressed
 from neve.store.substitute.credentials import Credentials, no_credentials
 from neve.store.substitute.files import CacheFile, CacheFiles, InvalidAnswer, Transient, naming, quoted
 from neve.store.substitute.pace import MIN_BYTES, PacedBackend
-from neve.telemetry import LOGGER
+from neve.telemetry import CLIENT, LOGGER, Span
 
 T = TypeVar("T")
 
@@ -135,9 +136,16 @@ class HttpCache(CacheFiles):
     def _response(self, url: str, where: str, stack: contextlib.ExitStack) -> httpcore.Response:
         """The first answer that is no redirect; ``stack`` closes it."""
         for _ in range(MAX_REDIRECTS + 1):
-            request = self._pool.stream("GET", url, headers=self._headers(url))
-            with _failures(where):
-                response = stack.enter_context(request)
+            span = self._span(url)
+            stack.callback(span.end)
+            request = self._pool.stream("GET", url, headers=self._headers(url, span))
+            try:
+                with _failures(where):
+                    response = stack.enter_context(request)
+            except NeveError as error:
+                span.fail(type(error).__name__)
+                raise
+            span.set("http.response.status_code", response.status)
             if response.status not in _REDIRECTS:
                 return response
             url = _redirected(url, _header(response, "location"), where)
@@ -145,11 +153,18 @@ class HttpCache(CacheFiles):
             stack.close()
         raise InvalidAnswer(f"{where}: redirected more than {MAX_REDIRECTS} times")
 
-    def _headers(self, url: str) -> list[tuple[str, str]]:
+    def _span(self, url: str) -> Span:
+        # Without the query: where a cache keeps its files elsewhere, that may be what lets us in.
+        attributes = {"http.request.method": "GET", "url.full": url.partition("?")[0]}
+        return telemetry.span("GET", attributes, CLIENT)
+
+    def _headers(self, url: str, span: Span) -> list[tuple[str, str]]:
         headers = [("User-Agent", "neve"), ("Accept", "*/*"), ("Accept-Encoding", "identity")]
         # Compared anew for each redirect: a host that leads back to ours learns nothing by that.
-        if origin_of(url) == self._origin and (value := self._authorization()) is not None:
-            headers.append(("Authorization", value))
+        if origin_of(url) == self._origin:
+            headers += span.headers()
+            if (value := self._authorization()) is not None:
+                headers.append(("Authorization", value))
         return headers
 
     def _authorization(self) -> str | None:

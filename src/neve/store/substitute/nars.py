@@ -27,6 +27,7 @@ from neve.store.substitute.files import (
     naming,
     quoted,
 )
+from neve.telemetry import span
 
 _SLACK_SHARE = 8
 _SLACK_BYTES = 1024 * 1024
@@ -62,6 +63,11 @@ def fetch_nar(files: CacheFiles, name: str, narinfo: NarInfo, target: PathInfoCo
 
 
 def _fetch(files: CacheFiles, name: str, narinfo: NarInfo, target: PathInfoContext) -> Node:
+    with span("substitute.fetch", {"neve.path": narinfo.store_path.base_name}):
+        return _fetched(files, name, narinfo, target)
+
+
+def _fetched(files: CacheFiles, name: str, narinfo: NarInfo, target: PathInfoContext) -> Node:
     where = files.where(name)
     with one_commit(target.blobs, target.directories, target.nar_nodes), files.open(name) as file:
         if file is None:
