@@ -52,7 +52,7 @@ class Table:
 
     id: int
     name: str
-    check: Callable[[int, bytes, bytes], bool] | None = None
+    check: Callable[[int, bytes, bytes | memoryview], bool] | None = None
 
 
 def seal(table: int, key: bytes, data: bytes | memoryview) -> bytes:
