@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from neve.castore.blobs.base import BlobReader, BlobService, blob_not_found
 from neve.castore.directories.base import DirectoryService
@@ -19,11 +19,13 @@ from neve.castore.traverse import descend, get_directory, wrong_length
 from neve.errors import InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable, Unsupported
 from neve.nix.store_path import STORE_DIR, StorePath
 from neve.store.importer import ImportOptions, import_path
-from neve.store.mirror import MirrorOptions, MirrorReport, mirror
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.services import Services, open_services
 from neve.telemetry import NO_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from neve.store.mirror import MirrorOptions, MirrorReport
 
 
 class Store:
@@ -115,6 +117,8 @@ class Store:
     ) -> MirrorReport:
         """Copies to another store what it misses of this one; see ``neve.store.mirror``. What could not be
         copied is told in the report."""
+        from neve.store.mirror import mirror
+
         return mirror(self.services, target.services, options, progress=progress)
 
     def __enter__(self) -> Self:
