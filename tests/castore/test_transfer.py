@@ -156,6 +156,7 @@ def answer(data: bytes, *blobs: tuple[int, int, int], zstd: bool = False) -> Ans
     return Answer(data, zstd, sum(sizes), places, starts, sizes)
 
 
+@pytest.mark.parametrize("sizes", [(5, 4), (None, None)], ids=["of known length", "of any length"])
 @pytest.mark.parametrize(
     "answers",
     [
@@ -164,16 +165,19 @@ def answer(data: bytes, *blobs: tuple[int, int, int], zstd: bool = False) -> Ans
         [answer(b"right", (0, 0, 5), zstd=True)],
         [answer(b"rightmore", (0, 0, 5), (1, 5, 4))],
         [answer(b"right", (0, 0, 50))],
+        [answer(b"right", (0, 0, 1 << 40))],
         [answer(b"righ", (0, 0, 4))],
         [Answer(absent=[0])],
         [Answer(apart=[0, 1])],
     ],
 )
-def test_wrong_answers_are_not_believed(answers: list[Answer], tmp_path: Path) -> None:
+def test_wrong_answers_are_not_believed(
+    answers: list[Answer], sizes: tuple[int | None, int | None], tmp_path: Path
+) -> None:
     source = Liar(answers=answers)
     digests = [source.add(b"right"), source.add(b"good")]
     with service("local", tmp_path / "b") as target:
-        copies = copied(source, target, dict(zip(digests, (5, 4), strict=True)))
+        copies = copied(source, target, dict(zip(digests, sizes, strict=True)))
         assert (copies.copied, copies.failures) == (2, {})
         assert [target.read(digest) for digest in digests] == [b"right", b"good"]
 

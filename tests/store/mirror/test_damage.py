@@ -148,6 +148,24 @@ def test_a_path_that_is_deleted_meanwhile_is_no_failure(tmp_path: Path) -> None:
         assert check_consistent(target) == {kept.digest}
 
 
+def test_a_closure_that_is_deleted_meanwhile_is_not_registered_in_part(tmp_path: Path) -> None:
+    """The one that refers to the other has been listed, the other has not; its contents are still there."""
+    names = sorted(("one", "two", "three"), key=lambda name: path_of(name).digest)
+    referrer, highest, referred = names
+    with store("local", tmp_path / "a") as inner, store("local", tmp_path / "b") as target:
+        gone = [add(inner, referred), add(inner, referrer, [referred])]
+        above = add(inner, highest, [referrer])
+
+        def delete() -> None:
+            inner.path_infos.delete_many([path_info.digest for path_info in gone])
+
+        path_infos = WatchedPathInfos(inner.path_infos, delete)
+        report = mirror(Services(inner.blobs, inner.directories, path_infos, inner.nar_nodes), target)
+        assert (report.copied, report.vanished, report.dangling, report.failures) == (0, 1, 0, {})
+        assert report.left_out == [above.store_path.absolute]
+        assert not list(target.path_infos)
+
+
 def test_nodes_that_lie_about_a_size(tmp_path: Path) -> None:
     with store("local", tmp_path / "a") as source, store("local", tmp_path / "b") as target:
         honest = add(source, "honest", events=[File(b"", False, b"contents")])

@@ -219,7 +219,7 @@ class _Copier:
         if whole is not None and all(map(_fits, whole.sizes, map(wanted.get, whole.digests))):
             try:
                 self._batch.put_bundle(whole)
-            except InvalidBundle:
+            except (InvalidBundle, LimitExceeded):
                 return []
             self._note(whole.sizes)
             return whole.digests

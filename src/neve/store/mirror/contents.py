@@ -13,14 +13,12 @@ from neve.castore.digest import EMPTY_BLOB, Digest
 from neve.castore.directories.base import directory_not_found
 from neve.castore.directories.held import HeldClosure
 from neve.castore.node import DirectoryNode, FileNode
-from neve.errors import Corrupt, NeveError, PermissionDenied, Unavailable, Unsupported
+from neve.errors import Corrupt, NeveError
 from neve.store.mirror.order import Item
+from neve.store.mirror.report import CONCERNS_ALL
 from neve.store.path_info import PathInfo
 from neve.store.services import Services
 from neve.telemetry import Progress
-
-CONCERNS_ALL = (Unavailable, PermissionDenied, Unsupported)
-"""What a store raises if it will not give or take the next object either."""
 
 MAX_PATHS = 256
 _MAX_FILE_BYTES = 256 * 1024 * 1024

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from neve.castore.directories.held import HeldClosure
-from neve.errors import Conflict, Corrupt, InvalidRequest, NeveError, NotFound
+from neve.errors import Conflict, InvalidRequest, NeveError, NotFound
 from neve.nix import base32
 from neve.nix.store_path import STORE_DIR
 from neve.store.mirror.pending import CHECKS, DONE, FAILED, UNDER_WAY, UNITES, WAITS, Pending
-from neve.store.mirror.report import MirrorOptions, MirrorReport
+from neve.store.mirror.report import CONCERNS_ALL, MirrorOptions, MirrorReport
 from neve.store.path_info import PathDescription, PathInfo, united
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.wire import decode_path_info
@@ -135,26 +135,38 @@ class Order:
             return
         try:
             item = self._look_up(digest, state, referrer)
-        except (Conflict, Corrupt, InvalidRequest, NotFound) as error:
+        except CONCERNS_ALL:
+            raise
+        except NeveError as error:
             # What the target has in its place stands for it, with whatever contents.
-            self._failed(digest, error, FAILED if not isinstance(error, Conflict) else DONE)
+            self.states.set(digest, DONE if isinstance(error, Conflict) else FAILED)
+            self._report.fail(f"{STORE_DIR}/{base32.encode(digest)}-...", error)
             return
-        if item is None:
-            self._settle(digest)
-        else:
+        if item is not None:
             self.states.set(digest, UNDER_WAY)
             stack.append((item, iter(item.references)))
 
     def fail(self, item: Item, error: NeveError) -> None:
-        """Notes that a path cannot be copied."""
+        """Notes that a path cannot be copied, and why: the source may have deleted it meanwhile."""
+        if self.states.get(item.digest) == FAILED:
+            return  # The first reason counts.
         self.states.set(item.digest, FAILED)
-        self._report.fail(item.known.store_path.absolute, error)
+        if isinstance(error, NotFound) and self._options.paths is None and self._is_gone(item.digest):
+            self._report.vanished += 1
+        else:
+            self._report.fail(item.known.store_path.absolute, error)
 
-    def _failed(self, digest: bytes, error: NeveError, state: int) -> None:
-        self.states.set(digest, state)
-        self._report.fail(f"{STORE_DIR}/{base32.encode(digest)}-...", error)
+    def _is_gone(self, digest: bytes) -> bool:
+        """Whether the source has the path no more."""
+        try:
+            return self._source.describe(digest) is None
+        except CONCERNS_ALL:
+            raise
+        except NeveError:
+            return False
 
     def _settle(self, digest: bytes) -> None:
+        """Nothing is to be done about it."""
         if len(self._settled) >= _MAX_SETTLED:
             self._settled.clear()
         self._settled.add(digest)
@@ -167,24 +179,32 @@ class Order:
             found = decode_path_info(self._pending.encoded(number))
             return Item(found, with_contents=state != UNITES, is_there=state == CHECKS)
         if self._options.paths is None:
-            # It came after its place in the listing had been read, or is nowhere.
+            # It was there already, came after its place in the listing had been read, or is nowhere.
             if self._target.version(digest) is not None:
+                self._settle(digest)
                 return None
             late = self._source.describe(digest)
             if late is None:
-                self._tell_missing(digest, referrer)
+                self._note_missing(digest, referrer)
             return None if late is None else Item(late)
         return self._look_up_both(digest, referrer)
 
-    def _tell_missing(self, digest: bytes, referrer: Item | None) -> None:
-        self._report.dangling += 1
-        LOGGER.debug("neither store has %s, to which %s refers", base32.encode(digest), _named(referrer))
+    def _note_missing(self, digest: bytes, referrer: Item | None) -> None:
+        """Neither store has it. If the source has deleted it together with what refers to it, that must not
+        be registered either: at the source it did not lack anything."""
+        missing = NotFound(f"it refers to {base32.encode(digest)}, which neither store has")
+        if referrer is not None and self._is_gone(referrer.digest):
+            self.fail(referrer, missing)
+        else:
+            self._report.dangling += 1
+            LOGGER.debug("%s: %s", _named(referrer), missing)
 
     def _look_up_both(self, digest: bytes, referrer: Item | None) -> Item | None:
         found = self._source.describe(digest)
         stored = self._target.get(digest)
         if found is None:
             if stored is not None:
+                self._settle(digest)
                 return None
             raise NotFound(
                 "the source does not have it" + (f", {_named(referrer)} refers to it" if referrer else "")
@@ -196,6 +216,7 @@ class Order:
             return Item(found, is_there=changed is None)
         if changed is None:
             self._report.present += 1
+            self._settle(digest)
             return None
         return Item(changed, with_contents=False)
 

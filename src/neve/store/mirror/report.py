@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from neve.errors import NeveError
+from neve.errors import NeveError, PermissionDenied, Unavailable, Unsupported
 from neve.nix.store_path import StorePath
+
+CONCERNS_ALL = (Unavailable, PermissionDenied, Unsupported)
+"""What a store raises if it will not give or take the next object either."""
 
 
 @dataclass(frozen=True)
@@ -50,4 +53,6 @@ class MirrorReport:
 
     def fail(self, what: str, error: NeveError) -> None:
         """Notes a failure; of several about the same thing the first counts."""
+        # They lead to whole groups of paths, and there may be many failures.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         self.failures.setdefault(what, error)

@@ -10,8 +10,7 @@ from neve.castore.digest import Digest, format_digest
 from neve.castore.directories.base import GET_MANY, directory_not_found
 from neve.castore.directories.held import HeldClosure
 from neve.errors import Corrupt, NeveError, Unsupported
-from neve.store.mirror.contents import CONCERNS_ALL
-from neve.store.mirror.report import MirrorReport
+from neve.store.mirror.report import CONCERNS_ALL, MirrorReport
 from neve.store.nar_nodes import Nar
 from neve.store.services import Services
 from neve.store.small_files import small_files_beside

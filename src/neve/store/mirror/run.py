@@ -12,10 +12,10 @@ from neve.errors import Conflict, Corrupt, InvalidRequest, LimitExceeded, NeveEr
 from neve.nix import base32
 from neve.nix.store_path import STORE_DIR, StorePath
 from neve.store.mirror.compare import Pair, pairs
-from neve.store.mirror.contents import CONCERNS_ALL, Contents
+from neve.store.mirror.contents import Contents
 from neve.store.mirror.order import Item, Order, to_be_put
 from neve.store.mirror.pending import CHECKS, DONE, FAILED, UNITES, WAITS, Pending
-from neve.store.mirror.report import MirrorOptions, MirrorReport
+from neve.store.mirror.report import CONCERNS_ALL, MirrorOptions, MirrorReport
 from neve.store.mirror.rest import copy_rest
 from neve.store.nar_nodes import Nar
 from neve.store.path_info import PathDescription, PathInfo
@@ -211,10 +211,8 @@ class _Mirror:
         return True
 
     def _fail(self, item: Item, error: NeveError) -> None:
-        if isinstance(error, NotFound) and self._source.path_infos.describe(item.digest) is None:
-            self._order.states.set(item.digest, FAILED)
-            self._report.vanished += 1
-        elif isinstance(error, Conflict):
+        if isinstance(error, Conflict):
+            # What refers to it finds it at the target.
             self._report.fail(item.known.store_path.absolute, error)
         else:
             self._order.fail(item, error)

@@ -18,7 +18,7 @@ from neve.castore.directories.local import DIRECTORIES
 from neve.errors import Corrupt, LimitExceeded, NeveError, NotFound
 from neve.packstore.frames import Record, group_records
 from neve.packstore.store import PackStore, Table, TableTransaction, seal, unseal
-from neve.store.mirror.contents import CONCERNS_ALL
+from neve.store.mirror.report import CONCERNS_ALL
 from neve.telemetry import Progress
 from neve.tree import WHOLE_FILE_LIMIT
 
