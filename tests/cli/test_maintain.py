@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -103,6 +104,22 @@ def test_what_is_not_repaired(neve: Neve, path: str, tmp_path: Path) -> None:
     assert all(path in line for line in done.out.decode().splitlines())
     assert "not repaired: " in done.err
     assert "damaged objects: " in done.err
+
+
+def test_a_report_in_json(neve: Neve, path: str, tmp_path: Path) -> None:
+    backup = f"local://{tmp_path}/backup"
+    assert neve("mirror", f"local://{tmp_path}/store", backup).code == 0
+    assert json.loads(neve("verify", "--json").line) == {"problems": []}
+    _damage(tmp_path / "store")
+    damaged = neve("verify", "--json")
+    assert damaged.code == 1
+    [problem, *_] = json.loads(damaged.out)["problems"]
+    assert path in problem
+    done = neve("verify", "--json", "--repair-from", backup)
+    assert done.code == 0
+    report = json.loads(done.out)
+    assert report.pop("repaired") > 0
+    assert report == {"problems": [], "notRepaired": []}
 
 
 def test_where_nothing_can_be_repaired(neve: Neve, path: str, tmp_path: Path) -> None:

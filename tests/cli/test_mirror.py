@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import tempfile
@@ -53,6 +54,24 @@ def test_a_dry_run(neve: Neve, path: str, tmp_path: Path, urls: tuple[str, str])
     assert neve("mirror", "--dry-run", *urls).out == b""
 
 
+def test_a_report_in_json(neve: Neve, path: str, urls: tuple[str, str]) -> None:
+    tried = json.loads(neve("mirror", "--dry-run", "--json", *urls).line)
+    assert (tried["copied"], tried["blobs"], tried["present"]) == (1, 0, 0)
+    report = json.loads(neve("mirror", "--json", *urls).line)
+    assert report.pop("blobs") > 0
+    assert report.pop("blobBytes") > 0
+    assert report == {
+        "copied": 1,
+        "signatures": 0,
+        "present": 0,
+        "vanished": 0,
+        "danglingReferences": 0,
+        "directories": 0,
+        "failures": {},
+        "leftOut": [],
+    }
+
+
 def test_some_paths(neve: Neve, path: str, tmp_path: Path, urls: tuple[str, str]) -> None:
     (tmp_path / "other").write_text("another")
     other = neve("import", tmp_path / "other").line
@@ -73,9 +92,11 @@ def test_a_damaged_source(neve: Neve, path: str, tmp_path: Path, urls: tuple[str
     data = bytearray(pack.read_bytes())
     data[len(data) // 2] ^= 1
     pack.write_bytes(data)
-    done = neve("mirror", *urls)
+    done = neve("mirror", "--json", *urls)
     assert done.code == 1
     assert path in done.err.splitlines()[-1]
+    report = json.loads(done.out)
+    assert (list(report["failures"]), report["copied"]) == ([path], 1)
     assert stored(neve, urls[1]) == [other]
     assert neve("verify", "--nars", "--store", urls[1]).code == 0
 
@@ -127,7 +148,9 @@ def test_what_cannot_be_mirrored(neve: Neve, path: str, tmp_path: Path, urls: tu
     assert "--path" in failure
     assert not (tmp_path / "backup").exists()
     assert "scheme" in neve("mirror", "gopher://x", urls[1]).failure
-    assert "is not a neve store" in neve("mirror", f"local://{tmp_path}", urls[1]).failure
+    missing = neve("mirror", f"local://{tmp_path}", urls[1]).failure
+    assert missing.endswith("is not a neve store (it has no store.json)")
+    assert not (tmp_path / "backup").exists()
     assert "the same store" in neve("mirror", urls[0], urls[0]).failure
 
 

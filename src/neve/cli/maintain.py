@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,7 @@ from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
     from neve.store.check import VerifyReport
+    from neve.store.repair import RepairReport
 
 
 @click.command()
@@ -32,8 +34,11 @@ if TYPE_CHECKING:
 @click.option(
     "--nars", is_flag=True, help="Also render the NAR of each store path and compare it with what is stated."
 )
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with all that is damaged.")
 @store_options
-def verify(store: StoreOptions, rebuild_index: bool, repair_from: str | None, nars: bool) -> None:
+def verify(
+    store: StoreOptions, rebuild_index: bool, repair_from: str | None, nars: bool, as_json: bool
+) -> None:
     """Re-hash everything in the store.
 
     Writes a line for each damaged object, with the store paths that it breaks; exit code 1 if there
@@ -49,27 +54,29 @@ def verify(store: StoreOptions, rebuild_index: bool, repair_from: str | None, na
     whole = store.whole() if rebuild_index or repair_from else ""
     if rebuild_index:
         rebuild(whole)
-    if repair_from:
-        problems = repair_problems(store, repair_from, nars=nars)
+    report = repaired(store, repair_from, nars=nars) if repair_from else verified(store, nars=nars)
+    LOGGER.info("%s", report.summary)
+    if report.problems:
+        LOGGER.error("damaged objects: %d", len(report.problems))
+    if as_json:
+        output.line(json.dumps(report_json(report)))
     else:
-        problems = find_problems(store, nars=nars)
-    for problem in problems:
-        output.line(problem)
-    if problems:
+        for problem in report.problems:
+            output.line(problem)
+    if report.problems:
         raise click.exceptions.Exit(1)
 
 
-def find_problems(options: StoreOptions, *, nars: bool) -> list[str]:
-    """What is damaged in the store, a line for each. Tells a summary in the log."""
+def verified(options: StoreOptions, *, nars: bool) -> VerifyReport:
+    """What is damaged in the store."""
     from neve.store.check import verify_store
 
     with options.open() as store, progress_bar("verifying") as progress:
-        report = verify_store(store.services, progress, nar_hashes=nars)
-    return _told(report)
+        return verify_store(store.services, progress, nar_hashes=nars)
 
 
-def repair_problems(options: StoreOptions, source: str, *, nars: bool) -> list[str]:
-    """What is still damaged after a repair, a line for each. Tells in the log what was done."""
+def repaired(options: StoreOptions, source: str, *, nars: bool) -> RepairReport:
+    """What is still damaged after a repair. Tells in the log what was done."""
     from neve.store.places import is_source
     from neve.store.repair import repair
 
@@ -78,7 +85,7 @@ def repair_problems(options: StoreOptions, source: str, *, nars: bool) -> list[s
     # In this order: a process cannot write to an embedded store that it has open for reading only.
     with (
         options.open(write=True) as store,
-        StoreOptions(source).open() as other,
+        StoreOptions(source, if_missing="").open() as other,
         progress_bar("verifying") as progress,
     ):
         report = repair(store.services, other.services, progress, nar_hashes=nars)
@@ -86,14 +93,17 @@ def repair_problems(options: StoreOptions, source: str, *, nars: bool) -> list[s
         LOGGER.error("%s", reason)
     if report.repaired:
         LOGGER.info("repaired objects: %d", report.repaired)
-    return _told(report)
+    return report
 
 
-def _told(report: VerifyReport) -> list[str]:
-    LOGGER.info("%s", report.summary)
-    if report.problems:
-        LOGGER.error("damaged objects: %d", len(report.problems))
-    return report.problems
+def report_json(report: VerifyReport) -> dict[str, Any]:
+    """What was found, by the names that ``--json`` gives it; after a repair, what was done."""
+    from neve.store.repair import RepairReport
+
+    found: dict[str, Any] = {"problems": report.problems}
+    if isinstance(report, RepairReport):
+        found |= {"repaired": report.repaired, "notRepaired": report.reasons}
+    return found
 
 
 def rebuild(url: str) -> None:

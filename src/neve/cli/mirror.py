@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from neve.cli import output
 from neve.cli.failures import SomeFailedError
 from neve.cli.inspect import shown_bytes
 from neve.cli.options import STORE_PATH, StoreOptions, check_address, netrc_file
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
     help="Also what no store path reaches, logs and realisations.",
 )
 @click.option("--dry-run", is_flag=True, help="Copy nothing; print the store paths that would be copied.")
-def mirror(source: str, target: str, paths: tuple[StorePath, ...], **flags: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object that sums up; sizes are in bytes.")
+def mirror(source: str, target: str, paths: tuple[StorePath, ...], as_json: bool, **flags: bool) -> None:
     """Copy to the store DST what it misses of the store SRC; both are addresses.
 
     DST is consistent at any moment: a path is there when all that it refers to is. A mirror that was
@@ -77,9 +80,11 @@ def mirror(source: str, target: str, paths: tuple[StorePath, ...], **flags: bool
             services,
             to_services,
             options,
-            copied=lambda path: write(path.absolute) if options.dry_run else None,
+            copied=lambda path: write(path.absolute) if options.dry_run and not as_json else None,
             progress=progress,
         )
+    if as_json:
+        output.line(json.dumps(report_json(report)))
     _tell(report, dry_run=options.dry_run)
 
 
@@ -89,6 +94,9 @@ def _opened(source: str, target: str, *, write: bool) -> Iterator[tuple[Services
     from neve.store.places import is_source
     from neve.store.services import services_of_cache
 
+    if not is_source(source):
+        with StoreOptions(source, if_missing="").open():
+            pass  # Before a store is made that nothing will be copied to.
     with contextlib.ExitStack() as stack:
         # First: a process cannot write to an embedded store that it has open for reading only.
         to = stack.enter_context(_target(target, write=write))
@@ -96,7 +104,7 @@ def _opened(source: str, target: str, *, write: bool) -> Iterator[tuple[Services
             services = services_of_cache(source, to, netrc_file=netrc_file())
             stack.callback(services.path_infos.close)
         else:
-            services = stack.enter_context(StoreOptions(source).open()).services
+            services = stack.enter_context(StoreOptions(source, if_missing="").open()).services
         yield services, to
 
 
@@ -113,9 +121,24 @@ def _target(target: str, *, write: bool) -> Iterator[Services]:
         yield store.services
 
 
+def report_json(report: MirrorReport) -> dict[str, Any]:
+    """What was done, by the names that ``--json`` gives it."""
+    return {
+        "copied": report.copied,
+        "signatures": report.united,
+        "present": report.present,
+        "vanished": report.vanished,
+        "danglingReferences": report.dangling,
+        "blobs": report.blobs,
+        "blobBytes": report.blob_bytes,
+        "directories": report.directories,
+        "failures": {what: str(error) for what, error in report.failures.items()},
+        "leftOut": report.left_out,
+    }
+
+
 def _tell(report: MirrorReport, *, dry_run: bool) -> None:
     """Sums up. Raises what failed."""
-
     _tell_summary(report, shown_bytes(report.blob_bytes), dry_run=dry_run)
     if not report.failures:
         return
@@ -142,6 +165,8 @@ def _tell_summary(report: MirrorReport, size: str, *, dry_run: bool) -> None:
     parts.append(f"{report.present} were there")
     if report.vanished:
         parts.append(f"{report.vanished} were deleted meanwhile")
+    if report.left_out and not report.failures:
+        parts.append(f"{len(report.left_out)} refer to those and were left out")
     if report.dangling:
         parts.append(f"{report.dangling} references lead to what neither store has")
     LOGGER.info("%s", ", ".join(parts))

@@ -38,6 +38,7 @@ class StoreOptions:
     blob_service: str | None = None
     directory_service: str | None = None
     path_info_service: str | None = None
+    if_missing: str = "; name another with --store, or import something first"
 
     @contextlib.contextmanager
     def open(self, *, write: bool = False) -> Iterator[Store]:
@@ -70,7 +71,7 @@ class StoreOptions:
                 netrc_file=netrc_file(),
             )
         except NotFound as error:
-            raise NotFound(f"{error}; name another with --store, or import something first") from error
+            raise NotFound(f"{error}{self.if_missing}") from error
         interrupted = False
         try:
             yield store
