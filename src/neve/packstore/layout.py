@@ -35,7 +35,7 @@ TMP_DIR = "tmp"
 REBUILD_DIR = "index.rebuild"
 
 _OLDER = "serve it with the neve that made it, and copy it to a new store with neve mirror (docs/backup.md)"
-"""A store is not converted in its place: what fails half-way there is lost, and what is copied is verified."""
+"""A store is not converted in its place: a failure half-way would be one of the only copy."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -13,16 +13,18 @@ import neve
 from neve.castore.blobs.local_write import BLOBS
 from neve.castore.digest import b3_digest
 from neve.castore.directory import Directory
-from neve.castore.node import FileNode
-from neve.errors import Conflict, InvalidRequest, NotFound, Unsupported
+from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
+from neve.errors import Conflict, Corrupt, InvalidRequest, NotFound, Unsupported
 from neve.nix.signing import SecretKey
 from neve.nix.store_path import StorePath
 from neve.store.mirror import MirrorOptions, mirror
+from neve.store.nar_nodes import Nar
 from neve.store.path_info import PathInfo
 from neve.store.services import Services, services_of_cache
 from neve.store.small_files import small_files_beside
 from neve.testing.pathinfos import store_path as cached_path
 from neve.tree import File
+from tests.castore.damage import damage_blob
 from tests.logged import logged
 from tests.store.substitute.caches import Cache
 
@@ -239,6 +241,28 @@ def test_everything(tmp_path: Path) -> None:
         assert target.nar_nodes.node(b"f" * 32) == source.nar_nodes.node(b"f" * 32)
         again = mirror(source, target, MirrorOptions(everything=True))
         assert (again.blobs, again.directories) == (0, 0)
+
+
+def test_everything_but_what_is_damaged(tmp_path: Path) -> None:
+    """No Directory comes without its blobs, and nothing is known of a NAR that could not be made."""
+    with store("local", tmp_path / "a") as source, store("local", tmp_path / "b") as target:
+        damaged, absent = b3_digest(b"damaged"), b3_digest(b"absent")
+        source.blobs.put_many([b"damaged"])
+        damage_blob(source.blobs, damaged)
+        nodes: list[Node] = []
+        for digest, name in ((damaged, b"damaged"), (absent, b"absent")):
+            directory = Directory({name: FileNode(digest, len(name), False)})
+            source.directories.put(directory)
+            nodes += [DirectoryNode(directory.digest, directory.size()), FileNode(digest, len(name), False)]
+        for number, node in enumerate(nodes):
+            source.nar_nodes.put(node, Nar(200, bytes([number]) * 32))
+        link = SymlinkNode(b"anywhere")
+        source.nar_nodes.put(link, Nar(136, b"l" * 32))
+        report = mirror(source, target, MirrorOptions(everything=True))
+        assert {type(error) for error in report.failures.values()} == {Corrupt, NotFound}
+        assert len(report.failures) == 3
+        assert not target.directories.list()
+        assert list(target.nar_nodes.list_hashes()) == [b"l" * 32]
 
 
 def test_everything_over_a_server(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from neve.castore.blobs.transfer import GROUP_BLOBS, BlobCopies
 from neve.castore.digest import Digest, format_digest
 from neve.castore.directories.base import GET_MANY, directory_not_found
 from neve.castore.directories.held import HeldClosure
-from neve.errors import Corrupt, NeveError, Unsupported
+from neve.castore.node import DirectoryNode, FileNode, Node
+from neve.errors import Corrupt, NeveError, NotFound, Unsupported
 from neve.store.mirror.report import CONCERNS_ALL, MirrorReport
 from neve.store.nar_nodes import Nar
 from neve.store.services import Services
@@ -59,26 +60,39 @@ def _copy_blobs(source: Services, target: Services, report: MirrorReport, progre
 def _copy_directories(source: Services, target: Services, report: MirrorReport, progress: Progress) -> None:
     for page in _pages(source.directories.list, b"", GET_MANY, progress):
         there = target.directories.get_many(page)
-        for digest in page:
-            if digest in there:
-                continue
-            progress.advance(0, "Directories")
-            try:
-                _copy_closure(source, target, digest)
-                report.directories += 1
-            except CONCERNS_ALL:
-                raise
-            except NeveError as error:
-                report.fail(f"Directory {format_digest(digest)}", error)
+        with target.one_commit():
+            for digest in page:
+                if digest not in there:
+                    progress.advance(0, "Directories")
+                    _copy_directory(source, target, digest, report)
 
 
-def _copy_closure(source: Services, target: Services, root: Digest) -> None:
-    with HeldClosure() as closure:
-        for directory in source.directories.get_recursive(root):
-            closure.add(directory)
-        if not closure:
-            raise directory_not_found(root)
-        closure.put(root, target.directories)
+def _copy_directory(source: Services, target: Services, root: Digest, report: MirrorReport) -> None:
+    """Copies one with all below it: those that it refers to may come later in the list."""
+    try:
+        with HeldClosure() as closure:
+            files: list[Digest] = []
+            for directory in source.directories.get_recursive(root):
+                closure.add(directory)
+                files += [node.digest for _, node in directory if isinstance(node, FileNode)]
+                if len(files) >= GROUP_BLOBS:
+                    _check_blobs(target, files)
+                    files = []
+            _check_blobs(target, files)
+            if not closure:
+                raise directory_not_found(root)
+            closure.put(root, target.directories)
+        report.directories += 1
+    except CONCERNS_ALL:
+        raise
+    except NeveError as error:
+        report.fail(f"Directory {format_digest(root)}", error)
+
+
+def _check_blobs(target: Services, digests: Sequence[Digest]) -> None:
+    """Raises ``NotFound`` if a blob could not be copied, or came later than the list of blobs."""
+    if missing := target.blobs.missing(digests):
+        raise NotFound(f"the target does not have the blob {format_digest(missing[0])}, which it refers to")
 
 
 def _copy_nars(source: Services, target: Services, report: MirrorReport, progress: Progress) -> None:
@@ -102,8 +116,15 @@ def _copy_nar(source: Services, target: Services, sha256: bytes, report: MirrorR
     except Corrupt as error:
         report.fail(f"NAR {sha256.hex()}", error)
         return
-    if found is not None and nar is not None:
+    if found is not None and nar is not None and _has_contents(target, found[0]):
         target.nar_nodes.put(found[0], Nar(*nar), file_sha256=None if sha256 == nar.sha256 else sha256)
+
+
+def _has_contents(services: Services, node: Node) -> bool:
+    """Whether the tree is there: who uploads a NAR that is known need not send it."""
+    if isinstance(node, FileNode):
+        return not services.blobs.missing([node.digest])
+    return not isinstance(node, DirectoryNode) or bool(services.directories.get_many([node.digest]))
 
 
 def _copy_small_files(source: Services, target: Services, report: MirrorReport, progress: Progress) -> None:
