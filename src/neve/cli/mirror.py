@@ -64,12 +64,9 @@ def mirror(source: str, target: str, paths: tuple[StorePath, ...], as_json: bool
         raise click.UsageError("--everything is about the whole store: leave out --path")
     from neve.store.mirror import MirrorOptions
     from neve.store.mirror import mirror as run
-    from neve.store.places import is_source
 
-    if is_source(source) and not paths:
-        raise Unsupported(
-            f"{shown_url(source)} is a binary cache, which cannot be listed; name the paths with --path"
-        )
+    if not paths:
+        _check_listed(source)
     options = MirrorOptions(paths=paths or None, **flags)
     with (
         _opened(source, target, write=not options.dry_run) as (services, to_services),
@@ -86,6 +83,16 @@ def mirror(source: str, target: str, paths: tuple[StorePath, ...], as_json: bool
     if as_json:
         output.line(json.dumps(report_json(report)))
     _tell(report, dry_run=options.dry_run)
+
+
+def _check_listed(source: str) -> None:
+    """Raises ``Unsupported`` for a source that can only be asked for paths that are named."""
+    from neve.store.places import is_source
+
+    if is_source(source):
+        raise Unsupported(
+            f"{shown_url(source)} is a binary cache, which cannot be listed; name the paths with --path"
+        )
 
 
 @contextlib.contextmanager
