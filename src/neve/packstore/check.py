@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from neve.errors import Corrupt, NeveError
@@ -25,8 +25,9 @@ _PAGE = 10_000
 
 _TASK_BYTES = 1024 * 1024
 _TASKS_AHEAD = 2
-"""A thread reads and decompresses ahead of who hashes and looks up what the index says, some frames at once:
-each is half of the work. More threads gain nothing, they only wait for the interpreter's lock."""
+"""A thread decompresses ahead of who hashes and looks up what the index says, some frames at a time: each is
+half of the work. More threads gain nothing, nor does more work in this one: they wait for the interpreter's
+lock then."""
 
 _Read = tuple[pack.Frame, bytes | None]
 """A frame and its decompressed payload, or None if that is damaged."""
@@ -157,17 +158,19 @@ class _Verification:
                 yield found
 
     def _payloads(self, fd: int, pack_id: int, frames: Iterable[pack.Frame]) -> Iterator[_Read]:
-        """The frames in order, each with its payload, all of which the thread reads ahead."""
-        tasks = _tasks(frames)
+        """The frames in order, each with its payload, which the thread reads ahead."""
 
-        def read() -> list[_Read]:
-            return [(frame, _payload(fd, pack_id, frame)) for frame in next(tasks, ())]
+        def read(task: list[pack.Frame]) -> list[_Read]:
+            return [(frame, _payload(fd, pack_id, frame)) for frame in task]
 
-        queued = deque(self._thread.submit(read) for _ in range(_TASKS_AHEAD))
+        queued: deque[Future[list[_Read]]] = deque()
         try:
-            while done := queued.popleft().result():
-                queued.append(self._thread.submit(read))
-                yield from done
+            for task in _tasks(frames):
+                queued.append(self._thread.submit(read, task))
+                if len(queued) > _TASKS_AHEAD:
+                    yield from queued.popleft().result()
+            while queued:
+                yield from queued.popleft().result()
         finally:
             wait(queued)  # The file is closed next, and its number may be another one's.
 
