@@ -13,6 +13,7 @@ from neve.cli import (
     keys,
     logs,
     maintain,
+    mirror,
     mount,
     serve,
     token,
@@ -90,6 +91,7 @@ def key() -> None:
 
 cli.add_command(ingest.import_command)
 cli.add_command(copying.copy)
+cli.add_command(mirror.mirror)
 nar.add_command(inspect.nar_export)
 nar.add_command(ingest.nar_import)
 archive.add_command(ingest.archive_import)

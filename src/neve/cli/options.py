@@ -38,6 +38,7 @@ class StoreOptions:
     blob_service: str | None = None
     directory_service: str | None = None
     path_info_service: str | None = None
+    if_missing: str = "; name another with --store, or import something first"
 
     @contextlib.contextmanager
     def open(self, *, write: bool = False) -> Iterator[Store]:
@@ -67,10 +68,10 @@ class StoreOptions:
                 blob_service=blobs,
                 directory_service=directories,
                 path_info_service=path_infos,
-                netrc_file=_netrc_file(),
+                netrc_file=netrc_file(),
             )
         except NotFound as error:
-            raise NotFound(f"{error}; name another with --store, or import something first") from error
+            raise NotFound(f"{error}{self.if_missing}") from error
         interrupted = False
         try:
             yield store
@@ -98,7 +99,7 @@ def _read_only(url: str) -> str:
     return f"{url}{'&' if address.parameters else '?'}mode=ro"
 
 
-def _netrc_file() -> str:
+def netrc_file() -> str:
     """The user's file of passwords; there may be none."""
     return os.environ.get("NETRC") or os.path.join(os.path.expanduser("~"), ".netrc")
 
@@ -127,7 +128,8 @@ def _xdg_folder(variable: str, below_home: str) -> str:
     return os.path.join(base, "neve")
 
 
-def _check_address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+def check_address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A callback of what is an address: one that is none is wrong usage."""
     if value is not None:
         try:
             parse_address(value)
@@ -138,7 +140,7 @@ def _check_address(_context: click.Context, _parameter: click.Parameter, value: 
 
 def _address_option(name: str, variable: str, what: str) -> Callable[[Command], Command]:
     return click.option(
-        name, metavar="URL", envvar=variable, show_envvar=True, callback=_check_address, help=what
+        name, metavar="URL", envvar=variable, show_envvar=True, callback=check_address, help=what
     )
 
 

@@ -48,7 +48,8 @@ def rebuild_index(path: Path, tables: Iterable[Table], progress: Progress = igno
                 result = _Rebuild(path, key, index, tables, progress).run()
             finally:
                 index.close()
-            (path / layout.INDEX_DIR).mkdir(exist_ok=True)
+            for folder in (layout.INDEX_DIR, layout.TMP_DIR):  # A backup may have neither.
+                (path / folder).mkdir(exist_ok=True)
             (path / layout.INDEX_DIR / LOCK_FILE).unlink(missing_ok=True)
             (scratch / DATA_FILE).replace(path / layout.INDEX_DIR / DATA_FILE)
             layout.sync_directory(path / layout.INDEX_DIR)
