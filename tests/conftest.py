@@ -84,6 +84,8 @@ def pytest_configure() -> None:
     # Whoever has the tests traced does not mean the programs that they start.
     for name in [name for name in os.environ if name.startswith(("OTEL_", "TRACEPARENT"))]:
         del os.environ[name]
+    # Nor does the configuration of this machine count.
+    os.environ["NEVE_CONFIG"] = ""
 
 
 @functools.cache

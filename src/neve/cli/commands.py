@@ -6,6 +6,7 @@ import click
 
 from neve import __version__
 from neve.cli import (
+    config,
     copying,
     daemon,
     ingest,
@@ -19,9 +20,11 @@ from neve.cli import (
     tracing,
     virtiofs,
 )
+from neve.cli.configuration import Configured, config_option
 
 
 @click.group(
+    cls=Configured,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     invoke_without_command=True,
 )
@@ -33,6 +36,7 @@ from neve.cli import (
     help="What to log. With 'debug', failures come with a traceback.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Log lines as JSON.")
+@config_option
 @click.option(
     "--otlp/--no-otlp",
     default=None,
@@ -103,5 +107,6 @@ cli.add_command(daemon.daemon_worker)
 cli.add_command(serve.serve)
 cli.add_command(serve.serve_worker)
 cli.add_command(token.token)
+cli.add_command(config.config)
 cli.add_command(mount.mount)
 cli.add_command(virtiofs.virtiofs)

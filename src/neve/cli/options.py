@@ -29,6 +29,9 @@ else:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+STORE_OPTIONS = ("store", "blob-service-addr", "directory-service-addr", "path-info-service-addr")
+"""The options that name the store, which most commands have."""
+
 
 @dataclass(frozen=True)
 class StoreOptions:
@@ -104,7 +107,9 @@ def _netrc_file() -> str:
 
 
 def default_store() -> str:
-    """Where the store is if nobody says it."""
+    """Where the store is if nobody says it: for a service, in the folder that systemd made for it."""
+    if state := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return f"local://{quote(os.fsencode(os.path.abspath(state)))}"
     if os.geteuid() == 0:
         return "local:///var/lib/neve"
     return f"local://{quote(os.fsencode(_xdg_folder('XDG_DATA_HOME', '.local/share')))}"

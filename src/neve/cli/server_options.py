@@ -243,7 +243,8 @@ def worker_start(
         services = (store.blob_service, store.directory_service, store.path_info_service)
         check_shareable([service or store.url for service in services])
     ours = context.find_root().params
-    log = ["--log-level", ours["log_level"], *(["--json"] if ours["as_json"] else [])]
+    # Without a configuration file: what it said here counts, also when a worker is started again.
+    log = ["--config=", "--log-level", ours["log_level"], *(["--json"] if ours["as_json"] else [])]
     log += options_for_worker(ours["otlp"])
     return WorkerStart(
         # -P: what lies in the current folder is not ours.
