@@ -6,6 +6,7 @@ import click
 
 from neve import __version__
 from neve.cli import (
+    completion,
     config,
     copying,
     daemon,
@@ -107,6 +108,7 @@ cli.add_command(daemon.daemon_worker)
 cli.add_command(serve.serve)
 cli.add_command(serve.serve_worker)
 cli.add_command(token.token)
+cli.add_command(completion.completion)
 cli.add_command(config.config)
 cli.add_command(mount.mount)
 cli.add_command(virtiofs.virtiofs)

@@ -20,6 +20,8 @@ from neve.registry import parse_address, shown_url
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from neve.library import Store
     from neve.nix.store_path import StorePath
 
@@ -197,6 +199,13 @@ class StorePathType(_StorePathBase):
             return StorePath.parse(value if value.startswith("/") else f"{STORE_DIR}/{value}")
         except InvalidRequest as error:
             self.fail(str(error), parameter, context)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from neve.cli.completion import store_paths
+
+        return store_paths(ctx, incomplete)
 
 
 STORE_PATH = StorePathType()
