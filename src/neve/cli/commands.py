@@ -15,6 +15,7 @@ from neve.cli import (
     keys,
     logs,
     maintain,
+    manual,
     mount,
     serve,
     token,
@@ -110,5 +111,6 @@ cli.add_command(serve.serve_worker)
 cli.add_command(token.token)
 cli.add_command(completion.completion)
 cli.add_command(config.config)
+cli.add_command(manual.man)
 cli.add_command(mount.mount)
 cli.add_command(virtiofs.virtiofs)
