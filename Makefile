@@ -20,7 +20,7 @@ SYSTEM_PACKAGES := busybox-static chromium chromium-driver cpio fish fuse3 groff
 
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test test-system-deps check man bench clean
+.PHONY: help setup demo test test-system-deps check man audit bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -63,11 +63,17 @@ check: setup  ## the gate: format, lint, types, layers, generated code, lock
 man: setup  ## write the manual page anew, from what --help says
 	@"$(VENV)/bin/python" scripts/gen_man.py
 
+# In an environment of its own, so that what it brings is not audited. Needs the network.
+audit:  ## compare the locked dependencies with the databases of known vulnerabilities
+	@"$(PYTHON)" -m venv "$(VENV)-audit"
+	@"$(VENV)-audit/bin/python" -m pip install --quiet pip-audit
+	@"$(VENV)-audit/bin/pip-audit" --no-deps --disable-pip --requirement constraints.txt
+
 bench: setup  ## run every benchmark
 	@set -e; shopt -s nullglob; \
 	for script in benchmarks/[!_]*.py; do echo "== $$script"; "$(VENV)/bin/python" "$$script"; done
 
 clean:  ## remove the environment, the demo's store and all caches
-	rm -rf .venv demo-store build src/*.egg-info
+	rm -rf .venv .venv-audit demo-store build src/*.egg-info
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

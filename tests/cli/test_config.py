@@ -176,6 +176,8 @@ def test_naming_the_file(neve: Neve, config: Config, tmp_path: Path, monkeypatch
         ("[daemon]\nread-only = 'yes'", 2, "read-only in [daemon] is a string, must be true or false"),
         ("[daemon]\nread-only = 1", 2, "is a whole number, must be true or false"),
         ("[daemon]\ngrace = -1", 2, "grace in [daemon]: -1.0 is not in the range"),
+        ("[daemon]\ngrace = nan", 2, "grace in [daemon]: 'nan' is no number of seconds"),
+        ("[daemon]\nstream-idle-seconds = inf", 2, "'inf' is no number of seconds"),
         ("[daemon]\ngrace = '1'", 2, "is a string, must be a number"),
         ("[daemon]\nsocket-mode = 0o660", 2, "is a whole number, must be a string"),
         ("[daemon]\nsocket-mode = '999'", 2, "socket-mode in [daemon]: '999' are no permission bits"),

@@ -125,8 +125,8 @@ class StatCache:
 
 
 def make_private_folders(folder: Path) -> None:
-    """Makes a folder, and those above it that are missing. What is remembered is believed: nobody else may put
-    something there, whatever the umask."""
+    """Makes a folder, and those above it that are missing. What is remembered is believed: nobody else may
+    put something there, whatever the umask."""
     for each in (*reversed(folder.parents), folder):
         each.mkdir(mode=0o700, exist_ok=True)
 
