@@ -67,7 +67,7 @@ man: setup  ## write the manual page anew, from what --help says
 audit:  ## compare the locked dependencies with the databases of known vulnerabilities
 	@"$(PYTHON)" -m venv "$(VENV)-audit"
 	@"$(VENV)-audit/bin/python" -m pip install --quiet pip-audit
-	@"$(VENV)-audit/bin/pip-audit" --no-deps --disable-pip --requirement constraints.txt
+	@"$(VENV)-audit/bin/pip-audit" --strict --no-deps --disable-pip --requirement constraints.txt
 
 bench: setup  ## run every benchmark
 	@set -e; shopt -s nullglob; \
