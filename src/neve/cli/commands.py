@@ -6,6 +6,8 @@ import click
 
 from neve import __version__
 from neve.cli import (
+    completion,
+    config,
     copying,
     daemon,
     ingest,
@@ -13,6 +15,7 @@ from neve.cli import (
     keys,
     logs,
     maintain,
+    manual,
     mirror,
     mount,
     serve,
@@ -20,9 +23,11 @@ from neve.cli import (
     tracing,
     virtiofs,
 )
+from neve.cli.configuration import Configured, config_option
 
 
 @click.group(
+    cls=Configured,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     invoke_without_command=True,
 )
@@ -34,6 +39,7 @@ from neve.cli import (
     help="What to log. With 'debug', failures come with a traceback.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Log lines as JSON.")
+@config_option
 @click.option(
     "--otlp/--no-otlp",
     default=None,
@@ -105,5 +111,8 @@ cli.add_command(daemon.daemon_worker)
 cli.add_command(serve.serve)
 cli.add_command(serve.serve_worker)
 cli.add_command(token.token)
+cli.add_command(completion.completion)
+cli.add_command(config.config)
+cli.add_command(manual.man)
 cli.add_command(mount.mount)
 cli.add_command(virtiofs.virtiofs)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from neve.fs.fuse.mounting import MountOptions
     from neve.fs.fuse.session import SessionOptions
     from neve.library import Store
+    from neve.serving.manager import ServiceManager
 
 _READERS = 2
 """Threads that answer the kernel: one copies contents into it while the other one thinks."""
@@ -50,6 +55,7 @@ def mount(
       neve mount --background --allow-other /mnt --store grpc+unix:///run/neve/socket
     """
     from neve.fs.fuse.mounting import MountOptions, check_mount_point, is_automount
+    from neve.serving.manager import ServiceManager
 
     how = MountOptions(
         source=shown_url(store.url),
@@ -61,9 +67,12 @@ def mount(
 
     otlp = click.get_current_context().find_root().params["otlp"]
 
+    # What goes on in the background has a process of its own, of which nobody waits to hear.
+    manager = ServiceManager(None if background else os.environ)
+
     def serve(ready: Ready) -> None:
         with grace(_GRACE_SECONDS), traced(otlp, "mount"), store.open() as opened:
-            _serve(opened, place, how, session, ready)
+            _serve(opened, place, how, session, ready, manager)
 
     if background:
         in_background(serve, same_group=is_automount(place))
@@ -71,7 +80,14 @@ def mount(
         serve(lambda: None)
 
 
-def _serve(store: Store, place: Path, how: MountOptions, what: SessionOptions, ready: Ready) -> None:
+def _serve(
+    store: Store,
+    place: Path,
+    how: MountOptions,
+    what: SessionOptions,
+    ready: Ready,
+    manager: ServiceManager,
+) -> None:
     """Mounts, answers the kernel until it is unmounted, or unmounts at an interrupt."""
     from neve.fs.fuse.device import Device
     from neve.fs.fuse.mounting import mount as mount_at
@@ -87,12 +103,34 @@ def _serve(store: Store, place: Path, how: MountOptions, what: SessionOptions, r
             with interrupts.taken():
                 LOGGER.info("mounted %s at %s", how.source, place)
                 ready()
-                device.wait()
+                manager.ready(f"mounted {how.source} at {place}")
+                with _watched(place, manager):
+                    device.wait()
         except KeyboardInterrupt:
             LOGGER.debug("unmounting %s", place)
+            manager.stopping(f"unmounting {place}", _GRACE_SECONDS)
         except OSError as error:
             raise Unavailable(f"/dev/fuse fails: {error.strerror}") from error
         finally:
             unmount(mounted, everywhere=not device.wait_at_most(0))
     session.close()
     leave([session])
+
+
+@contextlib.contextmanager
+def _watched(place: Path, manager: ServiceManager) -> Iterator[None]:
+    """In the block, the manager is told that all is well while the kernel gets answers from us."""
+    over = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):  # It is unmounted: the end is near.
+            while not over.wait(manager.beat_seconds):
+                os.statvfs(place)
+                manager.alive()
+
+    if manager.beat_seconds is not None:
+        threading.Thread(target=ask, name="neve-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

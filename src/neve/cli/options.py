@@ -20,6 +20,8 @@ from neve.registry import parse_address, shown_url
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from neve.library import Store
     from neve.nix.store_path import StorePath
 
@@ -28,6 +30,9 @@ else:
     _StorePathBase = click.ParamType
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+STORE_OPTIONS = ("store", "blob-service-addr", "directory-service-addr", "path-info-service-addr")
+"""The options that name the store, which most commands have."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,9 @@ def netrc_file() -> str:
 
 
 def default_store() -> str:
-    """Where the store is if nobody says it."""
+    """Where the store is if nobody says it: for a service, in the folder that systemd made for it."""
+    if state := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return f"local://{quote(os.fsencode(os.path.abspath(state)))}"
     if os.geteuid() == 0:
         return "local:///var/lib/neve"
     return f"local://{quote(os.fsencode(_xdg_folder('XDG_DATA_HOME', '.local/share')))}"
@@ -194,6 +201,13 @@ class StorePathType(_StorePathBase):
             return StorePath.parse(value if value.startswith("/") else f"{STORE_DIR}/{value}")
         except InvalidRequest as error:
             self.fail(str(error), parameter, context)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from neve.cli.completion import store_paths
+
+        return store_paths(ctx, incomplete)
 
 
 STORE_PATH = StorePathType()
