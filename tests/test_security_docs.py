@@ -20,6 +20,7 @@ NOT_FOR_INPUT = {
     "packstore.staging.MAX_STAGED_BYTES",
     "packstore.staging.MAX_STAGED_RECORDS",
     "packstore.staging.MAX_WAITING_BYTES",
+    "store.mirror.contents.MAX_PATHS",
 }
 """Constants by such names that bound our own work, or say how large a number can be."""
 
