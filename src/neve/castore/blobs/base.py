@@ -204,14 +204,17 @@ class BlobService(ABC):
         read apart.
         """
         for place, digest in enumerate(digests):
-            answer = Answer()
-            try:
-                answer.add(place, self.read(digest, limit))
-            except NotFound:
-                answer.absent.append(place)
-            except (LimitExceeded, Corrupt):
-                answer.apart.append(place)
-            yield answer
+            yield self._bundle_of_one(place, digest, limit)
+
+    def _bundle_of_one(self, place: int, digest: Digest, limit: int) -> Answer:
+        answer = Answer()
+        try:
+            answer.add(place, self.read(digest, limit))
+        except NotFound:
+            answer.absent.append(place)
+        except (LimitExceeded, Corrupt):
+            answer.apart.append(place)
+        return answer
 
     def read(self, digest: Digest, limit: int | None = None) -> bytes:
         """The whole contents of one blob. Raises ``NotFound``, and ``LimitExceeded`` instead of reading

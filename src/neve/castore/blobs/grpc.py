@@ -30,7 +30,7 @@ from neve.castore.blobs.grpc_read import (
 from neve.castore.blobs.writing import GatheringWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest, format_digest
 from neve.castore.wire import encode_blob_chunk
-from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, Unsupported
+from neve.errors import Corrupt, InvalidRequest, NotFound, Unsupported
 from neve.proto.neve.admin.protos import rpc_admin_pb2
 from neve.proto.tvix.castore.protos import rpc_blobstore_pb2
 from neve.registry import Address
@@ -189,17 +189,7 @@ class GrpcBlobService(BlobService):
         """As the server sends them; of a server without batches each alone, several at once."""
         if has_batches(self._connection):
             return self._reads.answers(digests, limit)
-        return self.calls.map(lambda asked: self._answer(*asked, limit), enumerate(digests))
-
-    def _answer(self, place: int, digest: Digest, limit: int) -> Answer:
-        answer = Answer()
-        try:
-            answer.add(place, self.read(digest, limit))
-        except NotFound:
-            answer.absent.append(place)
-        except (LimitExceeded, Corrupt):
-            answer.apart.append(place)
-        return answer
+        return self.calls.map(lambda asked: self._bundle_of_one(*asked, limit), enumerate(digests))
 
     def _named(self, digest: Digest) -> str:
         return f"{self._connection.url}: blob {format_digest(digest)}"
