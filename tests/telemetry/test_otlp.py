@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from neve.telemetry import otlp
 from tests.http_cache.serving import process as serve_process
+from tests.logged import logged
 from tests.server.test_daemon_process import Process as Daemon
 from tests.telemetry.collector import (
     SECONDS,
@@ -234,6 +240,29 @@ def test_the_standard_variables(tmp_path: Path) -> None:
         assert command.resource["service.name"] == "build-farm"
         assert command.resource["deployment.environment"] == "test"
         assert collector.headers[0]["authorization"] == "Bearer open-sesame"
+
+
+def test_an_exporter_that_fails_keeps_its_secrets() -> None:
+    """What it says may repeat a header. That spans are dropped is told once."""
+
+    class Failing(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            raise ValueError("not a header: 'open-sesame'")
+
+    exporter = otlp._Quiet(Failing())
+    logger = logging.getLogger("neve")
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    logger.addHandler(handler)
+    try:
+        with logged(logging.DEBUG) as lines:
+            for _ in range(2):
+                assert exporter.export([]) is SpanExportResult.FAILURE
+    finally:
+        logger.removeHandler(handler)
+    assert "sesame" not in written.getvalue()
+    assert lines.count("spans cannot be sent: ValueError") == 2
+    assert lines.count(DROPPED.strip().removeprefix("neve: warning: ")) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from neve import telemetry
-from neve.telemetry import Stage
+from neve.telemetry import Timed
 
 T = TypeVar("T")
 
@@ -84,6 +84,10 @@ def _call(service: object, method: Callable[..., Any], name: str, attributes: di
 
 
 def _answer(service: object, method: Callable[..., Any], name: str, attributes: dict[str, str]) -> Any:
+    def begun(*arguments: Any, **named: Any) -> Generator[Any, None, None]:
+        # Not before the first item is wanted: some methods do a part of it when they are called.
+        yield from method(*arguments, **named)
+
     def following(items: Iterator[Any]) -> Any:
         token = _inside.set(service)
         try:
@@ -93,8 +97,8 @@ def _answer(service: object, method: Callable[..., Any], name: str, attributes: 
 
     def answered(*arguments: Any, **named: Any) -> Generator[Any, None, None]:
         count = 0
+        items = begun(*arguments, **named)
         span = telemetry.span(name, attributes)
-        items = iter(method(*arguments, **named))
         try:
             # Not current while nothing is being made: whoever gets an item goes his own way.
             while (item := span.run(following, items)) is not _END:
@@ -106,8 +110,7 @@ def _answer(service: object, method: Callable[..., Any], name: str, attributes: 
             span.fail(type(error).__name__)
             raise
         finally:
-            if isinstance(items, Generator):
-                items.close()
+            items.close()
             span.set("neve.items", count)
             span.end()
 
@@ -140,16 +143,16 @@ def _upload(service: object, method: Callable[..., Any], name: str, attributes: 
     return call
 
 
-def _piece(method: Callable[..., Any], stage: Stage) -> Any:
+def _piece(method: Callable[..., Any], stage: Timed) -> Any:
     @functools.wraps(method)
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
         with stage:
-            return method(*arguments)
+            return method(*arguments, **named)
 
     return call
 
 
-def _ending(upload: object, method: Callable[..., Any], stage: Stage) -> Any:
+def _ending(upload: object, method: Callable[..., Any], stage: Timed) -> Any:
     @functools.wraps(method)
     def call() -> Any:
         try:
