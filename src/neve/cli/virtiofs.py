@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
 
+from neve.cli.filesystem import leave, session_options, shown
 from neve.cli.options import StoreOptions, store_options
 from neve.cli.server_options import OWNER_AND_GROUP, OWNER_ONLY, GroupType, ModeType
 from neve.errors import InvalidRequest
-from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
     from neve.fs.fuse.session import SessionOptions
@@ -22,28 +20,9 @@ if TYPE_CHECKING:
     from neve.serving.addresses import UnixAddress
 
 
-_SWITCH_SECONDS = 0.0005
-"""How long a thread that decodes Directories keeps one waiting that has a request to answer."""
-
-_END_SECONDS = 2.0
-"""How long what is under way may take at the end. It is read only: nothing is lost."""
-
-
 @click.command()
 @click.argument("socket", metavar="SOCKET")
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    default=16,
-    show_default=True,
-    help="Most calls of the store at once; more wait.",
-)
-@click.option("--list-root", is_flag=True, help="Let the guest list all store paths, not only look them up.")
-@click.option(
-    "--show-xattr/--no-show-xattr",
-    default=True,
-    help="Tell digests as extended attributes (user.tvix.castore.…, user.snix.castore.…).  [default: yes]",
-)
+@session_options("the guest")
 @click.option(
     "--tag",
     metavar="NAME",
@@ -63,9 +42,7 @@ _END_SECONDS = 2.0
 @store_options
 def virtiofs(
     socket: str,
-    threads: int,
-    list_root: bool,
-    show_xattr: bool,
+    session: SessionOptions,
     tag: str | None,
     unsealed_memory: bool,
     socket_mode: int | None,
@@ -86,11 +63,9 @@ def virtiofs(
         -device vhost-user-fs-pci,chardev=fs,tag=store,queue-size=1024
       mount -t virtiofs -o ro store /nix/store    # in the guest
     """
-    from neve.fs.fuse.session import SessionOptions
     from neve.fs.vhost.device import DeviceOptions
     from neve.fs.vhost.run import GuestOptions, run_virtiofs
 
-    session = SessionOptions(threads=threads, list_root=list_root, show_xattr=show_xattr)
     default_mode = OWNER_ONLY if socket_group is None else OWNER_AND_GROUP
     options = GuestOptions(
         address=_address(socket),
@@ -105,8 +80,6 @@ def virtiofs(
 def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable[[], Handler]]:
     """What makes a session for each front-end, over one opened store."""
     from neve.fs.fuse.session import Session
-    from neve.fs.tree import Tree
-    from neve.store.root_nodes import PathInfoRoots
 
     sessions: list[Session] = []
 
@@ -117,18 +90,12 @@ def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable
             sessions[:] = [session for session in sessions if not session.wait_until_idle(0)]
 
     def make() -> Session:
-        sessions.append(GuestSession(Tree(opened.blobs, opened.directories, roots), options))
+        sessions.append(GuestSession(shown(opened), options))
         return sessions[-1]
 
-    sys.setswitchinterval(_SWITCH_SECONDS)
     with store.open() as opened:
-        roots = PathInfoRoots(opened.path_infos)
         yield make
-        end = time.monotonic() + _END_SECONDS
-        if not all(session.wait_until_idle(max(end - time.monotonic(), 0)) for session in sessions):
-            # A store that does not answer would not let itself be closed either.
-            LOGGER.debug("not waiting for a call of the store that hangs")
-            os._exit(0)
+        leave(sessions)
 
 
 def _address(text: str) -> UnixAddress:

@@ -51,6 +51,9 @@ _NEVER_CONNECTED = ("failed to connect", "errors resolving")
 _WITHOUT_ANSWER = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 """Statuses that the library makes up when the server has said nothing."""
 
+_ANY_METHOD = "/grpc.health.v1.Health/Check"
+"""What is asked of a server to see whether it is there; it need not have it."""
+
 _KEEPALIVE_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
 
@@ -118,14 +121,23 @@ class Connection:
         self._wait(self.timeout)
 
     def _wait(self, seconds: float) -> None:
-        ready = grpc.channel_ready_future(self._channel)
-        try:
-            ready.result(timeout=seconds)
-        except grpc.FutureTimeoutError:
-            raise Unavailable(f"{self.url} cannot be reached within {seconds:g} s") from None
-        finally:
-            ready.cancel()
-        self._answered()
+        # A call, which is the library's only way to wait for a connection that leaves no thread behind.
+        # Whatever the server says about it: it is there.
+        ask: Any = self._channel.unary_unary(_ANY_METHOD)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            try:
+                ask(b"", timeout=left, wait_for_ready=True)
+            except grpc.RpcError as failure:
+                code = code_of(failure)
+                if code is grpc.StatusCode.UNAVAILABLE:
+                    time.sleep(min(_FIRST_PAUSE, left))
+                    continue
+                if code in _WITHOUT_ANSWER:
+                    break
+            self._answered()
+            return
+        raise Unavailable(f"{self.url} cannot be reached within {seconds:g} s")
 
     def _answered(self) -> None:
         self._reached, self._lost = True, False
