@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -271,6 +272,31 @@ def test_a_backend_that_answers_before_it_is_asked_for_items(told: Told) -> None
         "directories.get_recursive",
     ]
     assert told.attributes("directories.get_recursive")["error.type"] == "NotFound"
+
+
+def test_an_answer_that_nobody_wants_any_more_leaves_the_context_alone(told: Told) -> None:
+    """The garbage collector may end it at any moment."""
+    variable = contextvars.ContextVar("variable", default="")
+
+    class Cleaning(MemoryDirectoryService):
+        def get_recursive(self, digest: bytes) -> Iterator[Directory]:
+            try:
+                yield from super().get_recursive(digest)
+            finally:
+                variable.set("cleaned")
+                cleaned.append(variable.get())
+
+    cleaned: list[str] = []
+    directories = traced(Cleaning(), "directories", "memory")
+    digest = directories.put(Directory())
+    variable.set("ours")
+    items = directories.get_recursive(digest)
+    assert next(items) == Directory()
+    assert isinstance(items, Generator)
+    items.close()
+    assert (cleaned, variable.get()) == (["cleaned"], "ours")
+    assert told.names() == ["directories.put", "directories.get_recursive"]
+    assert told.attributes("directories.get_recursive")["neve.items"] == 1
 
 
 def test_what_is_traced_is_called_as_before(told: Told) -> None:

@@ -265,6 +265,26 @@ def test_an_exporter_that_fails_keeps_its_secrets() -> None:
     assert lines.count(DROPPED.strip().removeprefix("neve: warning: ")) == 1
 
 
+def test_an_exporter_that_fails_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told in one line, without what it says."""
+
+    class Failing(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+        def shutdown(self) -> None:
+            raise ValueError("not a header: 'open-sesame'")
+
+    monkeypatch.setattr(otlp, "_exporter", Failing)
+    sending = otlp.Sending("1")
+    with logged(logging.DEBUG) as lines:
+        sending.stop(SECONDS)
+    assert lines == [
+        "the last spans cannot be sent: ValueError",
+        DROPPED.strip().removeprefix("neve: warning: "),
+    ]
+
+
 @pytest.mark.parametrize(
     "variables",
     [

@@ -170,9 +170,12 @@ class Sending:
         done = threading.Event()
 
         def end() -> None:
-            self.tracer.settle(min(seconds / 2, _SETTLE_SECONDS))
-            self._provider.shutdown()
-            done.set()
+            try:
+                self.tracer.settle(min(seconds / 2, _SETTLE_SECONDS))
+                self._provider.shutdown()
+                done.set()
+            except Exception as error:
+                LOGGER.debug("the last spans cannot be sent: %s", type(error).__name__)
             over.set()
 
         # It would wait for as long as a collector takes that takes nothing, and repeat what failed.
