@@ -167,12 +167,15 @@ def read_frame(fd: int, offset: int, key: bytes) -> Frame | None:
     table = os.pread(fd, entries_len, offset + HEAD_SIZE) if entries_len else b""
     if check16(table) != entries_check:
         return None
+    entries = _decode_entries(table, count, raw_len)
+    if entries is None:
+        return None
     return Frame(
         offset=offset,
         kind=kind,
         codec=codec,
         seq=seq,
-        entries=_decode_entries(table, count),
+        entries=entries,
         payload_offset=offset + HEAD_SIZE + entries_len,
         stored_len=stored_len,
         raw_len=raw_len,
@@ -180,16 +183,19 @@ def read_frame(fd: int, offset: int, key: bytes) -> Frame | None:
     )
 
 
-def _decode_entries(table: bytes, count: int) -> tuple[Entry, ...]:
+def _decode_entries(table: bytes, count: int, raw_len: int) -> tuple[Entry, ...] | None:
+    """The entries of a payload of ``raw_len`` bytes; None if that cannot be: checks keep nobody from writing
+    nonsense who has read the key."""
     entries: list[Entry] = []
     position = start = 0
-    for _ in range(count):
+    while position + _ENTRY.size <= len(table):
         kind, tag, key_len, length = _ENTRY.unpack_from(table, position)
         position += _ENTRY.size
         entries.append(Entry(kind, tag, table[position : position + key_len], start, length))
         position += key_len
         start += length
-    return tuple(entries)
+    fits = position == len(table) and len(entries) == count and (start <= raw_len or not entries)
+    return tuple(entries) if fits else None
 
 
 def entry_places(table: bytes, kind: int) -> dict[bytes, tuple[int, int, int]]:

@@ -269,11 +269,15 @@ def _provider(exporter: SpanExporter, version: str) -> TracerProvider:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     except ValueError as error:
         raise InvalidRequest(f"the variables OTEL_* cannot be used: {error}") from error
+    except Exception as error:
+        # A number beyond all bounds, or a sampler of somebody's.
+        kind = type(error).__name__
+        raise InvalidRequest(f"the variables OTEL_* cannot be used ({kind})") from None
     return provider
 
 
 def _flush_seconds() -> float:
     try:
         return min(max(0.0, int(os.environ["OTEL_BSP_EXPORT_TIMEOUT"]) / 1000), _LONGEST_FLUSH_SECONDS)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return FLUSH_SECONDS
