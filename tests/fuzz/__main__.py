@@ -115,7 +115,7 @@ def _led(name: str, seconds: int) -> None:
         f"-rss_limit_mb={MEMORY_MB}",
         f"-timeout={SECONDS_PER_INPUT}",
         f"-artifact_prefix={CORPUS / name}{os.sep}",
-        f"-dict={words}",
+        *([f"-dict={words}"] if target.words else []),
         "-print_final_stats=1",
     ]
     atheris.Setup([sys.argv[0], *arguments, str(interesting), str(CORPUS / name)], feed)

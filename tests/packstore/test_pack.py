@@ -147,6 +147,23 @@ def test_cut_off_anywhere(path: Path) -> None:
         assert scan(path) == [*whole[:complete], *rest]
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"count": 2}, {"count": 4}, {"count": 0}, {"raw_len": 10}, {"count": 2**32 - 1}]
+)
+def test_nonsense_with_right_checksums_is_no_frame(wrong: dict[str, int], path: Path) -> None:
+    frame = encode_frame(1, records(1, 2, 3), KEY, 0)
+    right = {"count": 3, "raw_len": sum(len(each.data) for each in records(1, 2, 3))}
+    contents = {"kind": pack.DATA, "codec": pack.RAW, "seq": 0}
+
+    def written(**sizes: int) -> list[pack.Frame | pack.Damage]:
+        head = pack.encode_head(KEY, **contents, **sizes, entries=frame.entries, payload=frame.payload)
+        path.write_bytes(HEADER + head + frame.entries + frame.payload)
+        return scan(path)
+
+    assert isinstance(written(**right)[0], pack.Frame)
+    assert written(**(right | wrong)) == [pack.Damage(len(HEADER), path.stat().st_size)]
+
+
 def test_a_magic_across_blocks_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [pack.Damage(len(HEADER), len(HEADER) + 100), *scan(path)]
     for step in (5, 7, 64, 101):

@@ -301,6 +301,16 @@ def test_variables_that_forbid_it(variables: Environment, tmp_path: Path) -> Non
         assert (done.returncode, done.stderr, collector.spans()) == (0, "", [])
 
 
+@pytest.mark.parametrize("name", ["OTEL_BSP_EXPORT_TIMEOUT", "OTEL_BSP_SCHEDULE_DELAY"])
+def test_numbers_beyond_all_bounds(name: str, tmp_path: Path) -> None:
+    """Are for nobody's good, and harm nobody either."""
+    with http_collector() as collector:
+        environment = {**collector.environment(), name: "9" * 400}
+        done = neve(environment, tmp_path, "path-info", "--store", "memory://")
+        assert done.returncode == 0
+        assert "Traceback" not in done.stderr
+
+
 def test_options_come_before_variables(tmp_path: Path) -> None:
     with http_collector() as collector:
         done = neve(collector.environment(), tmp_path, "--no-otlp", "path-info", "--store", "memory://")
