@@ -148,20 +148,26 @@ def test_cut_off_anywhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"count": 2}, {"count": 4}, {"count": 0}, {"raw_len": 10}, {"count": 2**32 - 1}]
+    "wrong",
+    [
+        *({"count": 2}, {"count": 4}, {"count": 0}, {"count": 2**32 - 1}, {"raw_len": 10}),
+        *({"kind": 0}, {"kind": 3}, {"kind": pack.COMMIT}, {"codec": 2}, {"codec": 255}, {"seq": 2**63 + 1}),
+        *({"table": 0}, {"table": 9}, {"table": 255}, {"key": 0}),
+    ],
+    ids=str,
 )
 def test_nonsense_with_right_checksums_is_no_frame(wrong: dict[str, int], path: Path) -> None:
-    frame = encode_frame(1, records(1, 2, 3), KEY, 0)
-    right = {"count": 3, "raw_len": sum(len(each.data) for each in records(1, 2, 3))}
-    contents = {"kind": pack.DATA, "codec": pack.RAW, "seq": 0}
+    payload = b"the contents"
 
-    def written(**sizes: int) -> list[pack.Frame | pack.Damage]:
-        head = pack.encode_head(KEY, **contents, **sizes, entries=frame.entries, payload=frame.payload)
-        path.write_bytes(HEADER + head + frame.entries + frame.payload)
+    def written(*, table: int = 1, key: int = 3, **head: int) -> list[pack.Frame | pack.Damage]:
+        entries = pack.encode_entries([(table, 1, bytes(key), 5), (table, 1, bytes(key), 6), (1, 1, b"k", 1)])
+        right = {"kind": pack.DATA, "codec": pack.RAW, "seq": 0, "count": 3, "raw_len": len(payload)}
+        encoded = pack.encode_head(KEY, **(right | head), entries=entries, payload=payload)
+        path.write_bytes(HEADER + encoded + entries + payload)
         return scan(path)
 
-    assert isinstance(written(**right)[0], pack.Frame)
-    assert written(**(right | wrong)) == [pack.Damage(len(HEADER), path.stat().st_size)]
+    assert isinstance(written()[0], pack.Frame)
+    assert written(**wrong) == [pack.Damage(len(HEADER), path.stat().st_size)]
 
 
 def test_a_magic_across_blocks_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from tests.fuzz.targets import (
     nix,
     remote,
     served,
+    stores,
     telemetry,
     vhost,
 )
@@ -24,7 +25,7 @@ from tests.fuzz.targets import (
 TARGETS: dict[str, Target] = {
     target.name: target
     for module in (
-        *(nix, compression, castore, disk, addresses, remote, http, served, telemetry),
+        *(nix, compression, castore, disk, stores, addresses, remote, http, served, telemetry),
         *(fuse, vhost),
     )
     for target in module.TARGETS

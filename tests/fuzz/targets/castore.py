@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 
@@ -16,11 +17,12 @@ from neve.castore.ingest.archive import ArchiveError, archive_events
 from neve.castore.node import InvalidNode
 from neve.castore.path import InvalidName, parse_path
 from neve.castore.wire import node_from_message, node_to_message
-from neve.errors import InvalidRequest, LimitExceeded
+from neve.errors import InvalidRequest, LimitExceeded, NotFound
 from neve.nix.nar import NarEncoder, NarError
 from neve.proto.neve.castore.protos import rpc_batch_pb2
 from neve.proto.snix.castore.protos import castore_pb2 as snix_pb2
 from neve.proto.tvix.castore.protos import castore_pb2
+from neve.server.batches import _put_request, _Session
 from neve.server.messages import check_parts
 from neve.store.nar.ingest import ingest_nar
 from neve.store.path_info import InvalidPathInfo
@@ -105,6 +107,21 @@ def _bundles(data: bytes) -> None:
         assert [len(blob) for blob in bundle.contents()] == bundle.sizes
 
 
+def _upload(data: bytes) -> None:
+    """A stream of them: messages, each with its length before it in two bytes. What is taken is there."""
+    services = _services()
+    stream = io.BytesIO(data)
+    kept: list[bytes] = []
+    with contextlib.closing(_Session(services.blobs, 4096)) as session:
+        while head := stream.read(2):
+            request = _put_request(stream.read(int.from_bytes(head, "big")))
+            session.take(request)
+            kept += [digest for blobs in request.blobs for digest in split_digests(blobs.digests)]
+            kept += [part.end for part in request.parts if part.WhichOneof("what") == "end"]
+        session.commit()
+    assert services.blobs.missing(kept) == []
+
+
 def _answer(data: bytes) -> None:
     """What a server sends."""
     try:
@@ -157,6 +174,13 @@ TARGETS = (
     Target("chunk-list", _chunk_list, (InvalidRequest,), memory=Bound(64 * 1024, 100), words=(_DIGEST,)),
     # A compressed bundle may be as long as it says, and it says no more than MAX_BUNDLE_BYTES.
     Target("bundles", _bundles, (InvalidRequest, LimitExceeded), memory=Bound(20 * 1024 * 1024, 64)),
+    Target(
+        "upload",
+        _upload,
+        (InvalidRequest, LimitExceeded, NotFound),
+        memory=Bound(20 * 1024 * 1024, 64),
+        steps=Bound(4000, 200),
+    ),
     Target("answer", _answer, (InvalidBundle, LimitExceeded), memory=Bound(20 * 1024 * 1024, 64)),
     Target("digests", _digests, (InvalidRequest,)),
     # A spool file, and pieces of what is unpacked.
