@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 
@@ -41,7 +42,7 @@ def _redirect(data: bytes) -> None:
     assert target.startswith("https://")
     assert target.isascii()
     assert target.isprintable()
-    assert "@" not in target.partition("://")[2].partition("/")[0]
+    assert "@" not in urlsplit(target).netloc
     assert "#" not in target
     origin_of(target)
 
