@@ -92,7 +92,13 @@ def _certificate(data: bytes) -> None:
 
 
 TARGETS = (
-    Target("nar-url", _nar_url, (InvalidRequest,), words=(b"%25", b"%2f", b"..", _BASE.encode(), b"?", b"#")),
+    Target(
+        "nar-url",
+        _nar_url,
+        (InvalidRequest,),
+        memory=Bound(64 * 1024, 300),
+        words=(b"%25", b"%2f", b"..", _BASE.encode(), b"?", b"#"),
+    ),
     Target(
         "nar-file",
         _nar_file,
