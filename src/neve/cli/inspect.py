@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neve.cli import output
+from neve.cli.ingest import BYTES_PATH
 from neve.cli.interrupts import grace
 from neve.cli.options import STORE_PATH, StoreOptions, store_options
 from neve.cli.progress import is_shown, progress_bar
 from neve.errors import Unsupported
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from neve.castore.node import Node
     from neve.library import Store
     from neve.nix.store_path import StorePath
@@ -28,8 +31,19 @@ _PIECE_BYTES = 1024 * 1024
 _REMOVAL_SECONDS = 300.0
 """How long an interrupted export may take to remove what it has written."""
 
-IN_STORE = click.Path(readable=False, path_type=bytes)
-"""A path in the store: a store path, absolute or as base name, and perhaps more below it."""
+
+class InStoreType(click.Path):
+    """A path in the store: a store path, absolute or as base name, and perhaps more below it."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from neve.cli.completion import store_paths
+
+        return store_paths(ctx, incomplete)
+
+
+IN_STORE = InStoreType(readable=False, path_type=bytes)
 
 
 @click.command("export", short_help="Write the NAR of a store path to stdout.")
@@ -171,7 +185,7 @@ def file_contents(store: Store, path: bytes) -> Iterator[bytes]:
 
 @click.command(short_help="Write a path of the store to disk.")
 @click.argument("path", metavar="STORE_PATH[/SUB]", type=IN_STORE)
-@click.argument("destination", metavar="[DEST]", required=False, type=IN_STORE)
+@click.argument("destination", metavar="[DEST]", required=False, type=BYTES_PATH)
 @store_options
 def export(store: StoreOptions, path: bytes, destination: bytes | None) -> None:
     """Write what is at a path of the store to disk, as DEST.
@@ -321,19 +335,19 @@ def stats_rows(found: Stats) -> list[tuple[str, str]]:
     """The numbers with their names for people."""
     return [
         ("store paths", str(found.store_paths)),
-        ("their NARs", _bytes(found.nar_bytes)),
+        ("their NARs", shown_bytes(found.nar_bytes)),
         ("blobs", str(found.blobs)),
         ("chunks", str(found.chunks)),
         ("directories", str(found.directories)),
-        ("contents", _bytes(found.content_bytes)),
-        ("compressed", _bytes(found.stored_bytes)),
-        ("on disk", _bytes(found.disk_bytes)),
+        ("contents", shown_bytes(found.content_bytes)),
+        ("compressed", shown_bytes(found.stored_bytes)),
+        ("on disk", shown_bytes(found.disk_bytes)),
         ("dedup ratio", f"{found.dedup_ratio:.2f}"),
         ("compression ratio", f"{found.compression_ratio:.2f}"),
     ]
 
 
-def _bytes(size: int) -> str:
+def shown_bytes(size: int) -> str:
     """Bytes, and the same in a unit that people can compare."""
     if size < 1024:
         return f"{size} bytes"
