@@ -20,7 +20,11 @@ SYSTEM_PACKAGES := busybox-static chromium chromium-driver cpio fish fuse3 groff
 
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test test-system-deps check man audit bench clean
+# What make fuzz feeds, and for how long: make fuzz FUZZ="nar narinfo" FUZZ_SECONDS=600
+FUZZ ?=
+FUZZ_SECONDS ?= 60
+
+.PHONY: help setup demo test test-system-deps check man audit bench fuzz clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -73,7 +77,13 @@ bench: setup  ## run every benchmark
 	@set -e; shopt -s nullglob; \
 	for script in benchmarks/[!_]*.py; do echo "== $$script"; "$(VENV)/bin/python" "$$script"; done
 
+fuzz: setup  ## feed each parser with rubbish, led by what code that reaches
+	@PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		"$(VENV)/bin/python" -m pip install --quiet --editable '.[fuzz]' \
+		|| echo "There is no atheris for this Python: it goes on without." >&2
+	@"$(VENV)/bin/python" -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
+
 clean:  ## remove the environment, the demo's store and all caches
 	rm -rf .venv .venv-audit demo-store build src/*.egg-info
-	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .fuzz .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

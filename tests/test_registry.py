@@ -79,6 +79,13 @@ def test_what_is_no_password_is_shown(url: str) -> None:
     assert shown_url(url) == url
 
 
+def test_passwords_in_long_texts() -> None:
+    """They are looked for once: a megabyte of beginnings takes no longer than a megabyte of anything."""
+    many = "x://a:b/" * 100_000
+    assert shown_url(many) == many
+    assert shown_url(f"{many}@ {many}") == f"x://***@ {many}"
+
+
 @pytest.mark.parametrize(
     "url",
     [

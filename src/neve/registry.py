@@ -12,7 +12,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from neve.errors import InvalidRequest
@@ -28,12 +28,30 @@ _LEVELS = 4
 """How deep in each other user names are looked for in addresses: each level is encoded once more."""
 
 
-def _user_infos(level: int) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Find what is between ``://`` and ``@``, encoded so many times; an address may be encoded in part.
+class _UserInfos(NamedTuple):
+    """Find what is between ``://`` and ``@``, encoded so many times; an address may be encoded in part."""
 
-    The second one is for passwords in which somebody forgot to encode a slash or a question mark: whatever
-    follows a colon that is not that of a port.
-    """
+    proper: re.Pattern[str]
+    forgotten: re.Pattern[str]
+    """For passwords in which somebody forgot to encode a slash or a question mark: whatever follows a colon
+    that is not that of a port."""
+    breaks: re.Pattern[str]
+    """What ends such a password."""
+    at: re.Pattern[str]
+
+    def hidden_in(self, text: str) -> str:
+        """``text`` without them."""
+        text = self.proper.sub(r"\1***@", text)
+        # Up to the last ``@`` of each part only: else each ``://`` behind it would be looked at in vain, and
+        # all that follows with it.
+        return "".join(map(self._hidden_in_part, self.breaks.split(text)))
+
+    def _hidden_in_part(self, part: str) -> str:
+        end = max((found.end() for found in self.at.finditer(part)), default=0)
+        return self.forgotten.sub(r"\1***@", part[:end]) + part[end:]
+
+
+def _user_infos(level: int) -> _UserInfos:
 
     def encoded(character: str) -> str:
         forms = [f"%{'25' * (n - 1)}{ord(character):02X}" for n in range(1, level + 1)]
@@ -45,19 +63,26 @@ def _user_infos(level: int) -> tuple[re.Pattern[str], re.Pattern[str]]:
     port = rf"[0-9]+(?:{ends}|{more}|\s|$)"
     user = rf"(?:(?!{ends}|{more}|{colon}|{at}|\[|\s).)+"
     forgotten = rf"{user}(?:{colon})(?!{port})(?:(?!{more}|\s).)*(?:{at})"
-    return (
-        re.compile(rf"{start}(?:(?!{ends}|\s).)*(?:{at})", re.IGNORECASE),
-        re.compile(start + forgotten, re.IGNORECASE),
+    return _UserInfos(
+        *(
+            re.compile(pattern, re.IGNORECASE)
+            for pattern in (
+                rf"{start}(?:(?!{ends}|\s).)*(?:{at})",
+                start + forgotten,
+                rf"((?:{more})|\s)",
+                at,
+            )
+        )
     )
 
 
-_USER_INFOS = [pattern for level in range(_LEVELS) for pattern in _user_infos(level)]
+_USER_INFOS = [_user_infos(level) for level in range(_LEVELS)]
 
 
 def shown_url(url: str) -> str:
     """An address for a message: without the user names and passwords in it."""
-    for user_info in _USER_INFOS:
-        url = user_info.sub(r"\1***@", url)
+    for user_infos in _USER_INFOS:
+        url = user_infos.hidden_in(url)
     return url
 
 

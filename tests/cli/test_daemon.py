@@ -18,7 +18,7 @@ import pytest
 from neve.cli import daemon as module
 from neve.cli.commands import cli
 from neve.cli.daemon import LIMIT_HELP
-from neve.cli.server_options import ModeType, SizeType, shown_size
+from neve.cli.server_options import GroupType, ModeType, SizeType, shown_size
 from neve.server.daemon import DaemonOptions
 from neve.server.limits import Limits
 from neve.serving.main import WorkerStart
@@ -167,12 +167,16 @@ def test_sizes() -> None:
         ("2TiB", 2 << 40),
     ):
         assert size.convert(text, None, None) == value
-    for text in ("", "-1", "1.3KiB", "1 KB", "KiB", "1_000", "1e3"):
+    for text in ("", "-1", "1.3KiB", "1 KB", "KiB", "1_000", "1e3", "9" * 5000):
         with pytest.raises(click.BadParameter):
             size.convert(text, None, None)
     for value in (1, 1000, 1024, 1536, 3 << 20, 5 << 30, 1 << 40):
         assert size.convert(shown_size(value), None, None) == value
     assert shown_size(64 << 20) == "64MiB"
+    for text in ("9" * 5000, "\u0663", "no such group"):
+        with pytest.raises(click.BadParameter):
+            GroupType().convert(text, None, None)
+    assert GroupType().convert("4000000000", None, None) == 4_000_000_000
     assert ModeType().convert("0660", None, None) == ModeType().convert("660", None, None) == 0o660
 
 

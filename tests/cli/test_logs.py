@@ -128,6 +128,12 @@ def test_what_looks_like_a_secret_does_not_get_through(
     assert "***" in written.getvalue()
 
 
+def test_a_traceback_steers_no_terminal(written: Written) -> None:
+    logs.configure(logging.DEBUG, as_json=False)
+    logs.failure("it failed", ValueError("name \x1b[2J\nnext line"))
+    assert written.getvalue() == "ValueError: name \\x1b[2J\nnext line\nneve: it failed\n"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 from neve.http_cache.metrics import ACTIVE, LAYOUT, RECEIVED, ROUTES, SENT, Counters
 from neve.http_cache.threads import POOLS
 from neve.nix import base32
-from neve.serving.metrics import BUCKETS, SharedRows
+from neve.serving.metrics import BUCKETS, KINDS, SharedRows
 from neve.store.importer import import_path
 from neve.store.services import open_services
 from tests.http_cache.serving import serving
@@ -70,6 +70,17 @@ def test_nothing_has_happened() -> None:
         "neve_http_active_requests": 0,
         "neve_http_active_uploads": 0,
         **{f'neve_http_queued_work{{pool="{pool}"}}': 0 for pool in POOLS},
+        **{f'neve_errors_total{{kind="{kind}"}}': 0 for kind in KINDS},
+        **{
+            f'neve_{what}_total{{state="{state}"}}': 0
+            for what in ("blobs", "blob_bytes")
+            for state in ("new", "known")
+        },
+        **{
+            f'neve_lookups_total{{result="{result}",what="{what}"}}': 0
+            for what in ("blobs", "directories", "path_infos", "narinfos")
+            for result in ("hit", "miss")
+        },
     }
 
 

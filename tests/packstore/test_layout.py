@@ -128,9 +128,22 @@ def test_a_damaged_description_is_refused(folder: Path) -> None:
         (folder / STORE_FILE).write_bytes(text)
         with pytest.raises((Corrupt, InvalidRequest)):
             PackStore.open(folder)
+    (folder / STORE_FILE).write_text("[" * 100_000)
+    with pytest.raises(Corrupt, match="cannot be read"):
+        PackStore.open(folder)
     change_back = json.loads(intact)
     (folder / STORE_FILE).write_text(json.dumps(change_back | {"format": "other"}))
     with pytest.raises(InvalidRequest, match="does not describe a neve store"):
+        PackStore.open(folder)
+
+
+@pytest.mark.parametrize("key", ["settings", "key"])
+@pytest.mark.parametrize("value", [None, [], "x", "00", 5])
+def test_nonsense_with_a_right_checksum_is_refused(key: str, value: object, folder: Path) -> None:
+    PackStore.open(folder).close()
+    document = json.loads((folder / STORE_FILE).read_bytes()) | {key: value}
+    change(folder, **{key: value, "check": layout._check_of(document)})
+    with pytest.raises(Corrupt):
         PackStore.open(folder)
 
 

@@ -147,6 +147,29 @@ def test_cut_off_anywhere(path: Path) -> None:
         assert scan(path) == [*whole[:complete], *rest]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"count": 2}, {"count": 4}, {"count": 0}, {"count": 2**32 - 1}, {"raw_len": 10}),
+        *({"kind": 0}, {"kind": 3}, {"kind": pack.COMMIT}, {"codec": 2}, {"codec": 255}, {"seq": 2**63 + 1}),
+        *({"table": 0}, {"table": 9}, {"table": 255}, {"key": 0}),
+    ],
+    ids=str,
+)
+def test_nonsense_with_right_checksums_is_no_frame(wrong: dict[str, int], path: Path) -> None:
+    payload = b"the contents"
+
+    def written(*, table: int = 1, key: int = 3, **head: int) -> list[pack.Frame | pack.Damage]:
+        entries = pack.encode_entries([(table, 1, bytes(key), 5), (table, 1, bytes(key), 6), (1, 1, b"k", 1)])
+        right = {"kind": pack.DATA, "codec": pack.RAW, "seq": 0, "count": 3, "raw_len": len(payload)}
+        encoded = pack.encode_head(KEY, **(right | head), entries=entries, payload=payload)
+        path.write_bytes(HEADER + encoded + entries + payload)
+        return scan(path)
+
+    assert isinstance(written()[0], pack.Frame)
+    assert written(**wrong) == [pack.Damage(len(HEADER), path.stat().st_size)]
+
+
 def test_a_magic_across_blocks_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [pack.Damage(len(HEADER), len(HEADER) + 100), *scan(path)]
     for step in (5, 7, 64, 101):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ from neve.serving import metrics_server
 from neve.serving.metrics import (
     BUCKETS,
     BUG,
+    FEW,
     KINDS,
     Family,
     Layout,
@@ -37,7 +39,8 @@ SECONDS = 90
 CALLS = Family("counter", "test_calls", "Calls.", label("by", ("a", "b")), label("how", ("x", "y", "z")))
 TIMES = Family("histogram", "test_seconds", "Times.", label("by", ("a", "b")))
 OPEN = Family("gauge", "test_open", "Open.")
-LAYOUT = Layout(CALLS, TIMES, OPEN)
+MANY = Family("counter", "test_many", "Many.", label("by", [str(number) for number in range(FEW + 1)]))
+LAYOUT = Layout(CALLS, TIMES, OPEN, MANY)
 
 
 def figures(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -84,7 +87,9 @@ def test_rows_are_added_up(rows: SharedRows) -> None:
     assert found["test_open", ()] == 5
     assert found["neve_errors_total", (("kind", "Corrupt"),)] == 1
     assert found["neve_blobs_total", (("state", "known"),)] == 7
-    assert ("test_calls_total", (("by", "a"), ("how", "x"))) not in found
+    # Nobody notices the first error of a kind that was not there before.
+    assert found["neve_errors_total", (("kind", "DiskFull"),)] == 0
+    assert ("test_many_total", (("by", "0"),)) not in found
     counts = [found["test_seconds_bucket", (("by", "a"), ("le", str(bound)))] for bound in BUCKETS]
     assert counts == [0, 0, *[1] * (len(BUCKETS) - 2)]
     assert found["test_seconds_bucket", (("by", "a"), ("le", "+Inf"))] == 2
@@ -244,6 +249,24 @@ def test_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         # Nobody waits for ever for the rest.
         assert ask(listener, b"GET /metr") == b""
         server.close()
+
+
+def test_whoever_reads_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """His connection ends in time, whatever is left of the answer."""
+    monkeypatch.setattr(metrics_server, "_SECONDS", 0.05)
+    request = b"GET /metrics HTTP/1.1\r\n\r\n"
+    figures = bytes(16_000_000)
+    with listening(socket.AF_UNIX, tmp_path) as listener, socket.socket(socket.AF_UNIX) as idle:
+        server = MetricsServer([listener], lambda: figures)
+        try:
+            until(lambda: idle.connect_ex(listener.getsockname()) == 0)
+            idle.sendall(request)
+            # Tells that the other end is closed, while there is something left to read.
+            watch = select.poll()
+            watch.register(idle, select.POLLRDHUP)
+            assert watch.poll(SECONDS * 1000)
+        finally:
+            server.close()
 
 
 def test_figures_that_cannot_be_made(tmp_path: Path) -> None:

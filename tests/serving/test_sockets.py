@@ -22,7 +22,7 @@ from neve.serving.addresses import (
     UnixAddress,
     parse_listen_address,
 )
-from neve.serving.sockets import Host, PassedSockets, TcpPort, UnixPath, claim_ports, resolved
+from neve.serving.sockets import Host, PassedSockets, TcpPort, UnixPath, claim_ports, passed_names, resolved
 from neve.testing.servers import Certificates, make_certificates
 
 IPV4 = Host(socket.AF_INET, "127.0.0.1")
@@ -435,5 +435,11 @@ def test_sockets_for_another_process() -> None:
         assert environment == {}
         with pytest.raises(InvalidRequest, match="sd-listen: no such socket was passed on"):
             sockets.take(InheritedAddress())
+    for count in ("", "-1", "4097", "9" * 5000, "\u0663", "1 "):
+        with pytest.raises(InvalidRequest, match="LISTEN_FDS is"):
+            passed_names(count, "")
+    assert passed_names("3", "a:b") == ["a", "b", ""]
+    assert passed_names("1", "a:b") == ["a"]
+    assert passed_names("0", "") == []
     with pytest.raises(InvalidRequest, match="LISTEN_FDS is 'x'"):
         PassedSockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x"})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,10 +18,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from neve import telemetry
+from neve.castore.directories.memory import MemoryDirectoryService
+from neve.castore.directory import Directory
 from neve.errors import NotFound
 from neve.library import open_store
 from neve.telemetry import CLIENT, SERVER
 from neve.telemetry.otlp import OtelTracer
+from neve.telemetry.services import traced
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{SPAN}-01"
@@ -246,6 +250,63 @@ def test_calls_of_a_backend(told: Told) -> None:
     assert told.attributes("blobs.missing") == {"neve.scheme": "memory"}
     assert told.attributes("blobs.read")["error.type"] == "NotFound"
     assert told.attributes("blobs.open_write")["neve.pieces"] == 2
+
+
+def test_a_backend_that_answers_before_it_is_asked_for_items(told: Told) -> None:
+    """What a method does when it is called belongs to its span: calls of its own, and a failure."""
+
+    class Eager(MemoryDirectoryService):
+        def get_recursive(self, digest: bytes) -> Iterator[Directory]:
+            if digest == bytes(32):
+                raise NotFound("nothing")
+            return super().get_recursive(digest)
+
+    directories = traced(Eager(), "directories", "memory")
+    digest = directories.put(Directory())
+    assert list(directories.get_recursive_encoded(digest)) == [Directory().encode()]
+    with pytest.raises(NotFound):
+        list(directories.get_recursive(bytes(32)))
+    assert told.names() == [
+        "directories.put",
+        "directories.get_recursive_encoded",
+        "directories.get_recursive",
+    ]
+    assert told.attributes("directories.get_recursive")["error.type"] == "NotFound"
+
+
+def test_an_answer_that_nobody_wants_any_more_leaves_the_context_alone(told: Told) -> None:
+    """The garbage collector may end it at any moment."""
+    variable = contextvars.ContextVar("variable", default="")
+
+    class Cleaning(MemoryDirectoryService):
+        def get_recursive(self, digest: bytes) -> Iterator[Directory]:
+            try:
+                yield from super().get_recursive(digest)
+            finally:
+                variable.set("cleaned")
+                cleaned.append(variable.get())
+
+    cleaned: list[str] = []
+    directories = traced(Cleaning(), "directories", "memory")
+    digest = directories.put(Directory())
+    variable.set("ours")
+    items = directories.get_recursive(digest)
+    assert next(items) == Directory()
+    assert isinstance(items, Generator)
+    items.close()
+    assert (cleaned, variable.get()) == (["cleaned"], "ours")
+    assert told.names() == ["directories.put", "directories.get_recursive"]
+    assert told.attributes("directories.get_recursive")["neve.items"] == 1
+
+
+def test_what_is_traced_is_called_as_before(told: Told) -> None:
+    """Also with arguments by their names."""
+    with open_store("memory://") as store, store.blobs.batch() as batch:
+        digests = batch.put_many(blobs=[b"named"])
+        batch.commit()
+        assert store.blobs.missing(digests=digests) == []
+        assert list(store.blobs.read_many(digests=digests)) == [b"named"]
+    assert told.attributes("blobs.batch")["neve.pieces"] == 1
 
 
 def test_a_backend_that_was_opened_before_stays_as_it_is(told: Told) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from neve.telemetry import otlp
 from tests.http_cache.serving import process as serve_process
+from tests.logged import logged
 from tests.server.test_daemon_process import Process as Daemon
 from tests.telemetry.collector import (
     SECONDS,
@@ -236,6 +242,49 @@ def test_the_standard_variables(tmp_path: Path) -> None:
         assert collector.headers[0]["authorization"] == "Bearer open-sesame"
 
 
+def test_an_exporter_that_fails_keeps_its_secrets() -> None:
+    """What it says may repeat a header. That spans are dropped is told once."""
+
+    class Failing(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            raise ValueError("not a header: 'open-sesame'")
+
+    exporter = otlp._Quiet(Failing())
+    logger = logging.getLogger("neve")
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    logger.addHandler(handler)
+    try:
+        with logged(logging.DEBUG) as lines:
+            for _ in range(2):
+                assert exporter.export([]) is SpanExportResult.FAILURE
+    finally:
+        logger.removeHandler(handler)
+    assert "sesame" not in written.getvalue()
+    assert lines.count("spans cannot be sent: ValueError") == 2
+    assert lines.count(DROPPED.strip().removeprefix("neve: warning: ")) == 1
+
+
+def test_an_exporter_that_fails_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told in one line, without what it says."""
+
+    class Failing(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+        def shutdown(self) -> None:
+            raise ValueError("not a header: 'open-sesame'")
+
+    monkeypatch.setattr(otlp, "_exporter", Failing)
+    sending = otlp.Sending("1")
+    with logged(logging.DEBUG) as lines:
+        sending.stop(SECONDS)
+    assert lines == [
+        "the last spans cannot be sent: ValueError",
+        DROPPED.strip().removeprefix("neve: warning: "),
+    ]
+
+
 @pytest.mark.parametrize(
     "variables",
     [
@@ -250,6 +299,16 @@ def test_variables_that_forbid_it(variables: Environment, tmp_path: Path) -> Non
         environment = {**collector.environment(), **variables}
         done = neve(environment, tmp_path, "path-info", "--store", "memory://")
         assert (done.returncode, done.stderr, collector.spans()) == (0, "", [])
+
+
+@pytest.mark.parametrize("name", ["OTEL_BSP_EXPORT_TIMEOUT", "OTEL_BSP_SCHEDULE_DELAY"])
+def test_numbers_beyond_all_bounds(name: str, tmp_path: Path) -> None:
+    """Are for nobody's good, and harm nobody either."""
+    with http_collector() as collector:
+        environment = {**collector.environment(), name: "9" * 400}
+        done = neve(environment, tmp_path, "path-info", "--store", "memory://")
+        assert done.returncode == 0
+        assert "Traceback" not in done.stderr
 
 
 def test_options_come_before_variables(tmp_path: Path) -> None:

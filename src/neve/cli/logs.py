@@ -105,5 +105,6 @@ def failure(message: str, error: BaseException) -> None:
         LOGGER.error("%s", message, exc_info=error)
         return
     if debugging and sys.stderr is not None:
-        sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
+        lines = without_secrets("".join(traceback.format_exception(error))).splitlines()
+        sys.stderr.write("".join(f"{one_line(line)}\n" for line in lines))
     LOGGER.error("%s", message)

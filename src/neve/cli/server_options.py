@@ -41,7 +41,7 @@ OWNER_ONLY, OWNER_AND_GROUP = 0o600, 0o660
 FILE = click.Path(dir_okay=False)
 
 _UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([a-z]*)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) *([a-z]*)", re.IGNORECASE)
 
 
 class SizeType(_SizeBase):
@@ -93,7 +93,7 @@ class GroupType(_GroupBase):
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        if value.isdecimal():
+        if re.fullmatch("[0-9]{1,10}", value):
             return int(value)
         try:
             return grp.getgrnam(value).gr_gid

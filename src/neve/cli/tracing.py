@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-import neve.telemetry as telemetry
-from neve import __version__
+from neve import __version__, telemetry
 from neve.errors import NeveError, Unsupported
 from neve.telemetry import LOGGER
 
@@ -91,13 +90,11 @@ def traced(chosen: bool | None, command: str) -> Iterator[None]:
 def _span(command: str) -> Iterator[None]:
     """The span of a command, below the one that whoever started it has told us of."""
     told = [(name, os.environ[name]) for name in ("TRACEPARENT", "TRACESTATE") if name in os.environ]
-    end: click.exceptions.Exit | None = None
     with telemetry.span(f"neve {command}", parent=telemetry.received(told)) as span:
         try:
             yield
         except click.exceptions.Exit as request:
             # No failure that somebody would look for.
             span.set("process.exit.code", request.exit_code)
-            end = request
-    if end is not None:
-        raise end
+            span.end()
+            raise

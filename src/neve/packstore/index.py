@@ -27,11 +27,9 @@ from neve.packstore.index_writer import TRANSACTION, IndexWriter, Txn
 from neve.packstore.layout import translate_os_error
 from neve.packstore.location import REPAIR, Location, check_location, decode_location, decode_number
 from neve.packstore.locks import SharedLock
+from neve.packstore.pack import TABLES
 
 T = TypeVar("T")
-
-TABLES = range(1, 9)
-"""The numbers of the tables; every store has all of them, in use or not."""
 
 MAX_READERS = 4096
 INITIAL_MAP = 1 << 30

@@ -177,8 +177,8 @@ def read_description(path: Path) -> Description:
     try:
         document = json.loads(data)
         name, version = document["format"], document["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Corrupt(f"{path / STORE_FILE} cannot be read as a store description: {error!r}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unreadable(path, error) from error
     if name != FORMAT or type(version) is not int or version < 1:
         raise InvalidRequest(f"{path / STORE_FILE} does not describe a neve store")
     if version != VERSION:
@@ -188,7 +188,17 @@ def read_description(path: Path) -> Description:
         )
     if document.get("check") != _check_of(document):
         raise Corrupt(f"{path / STORE_FILE} is damaged: it does not match its checksum")
-    return Description(bytes.fromhex(document["key"]), document["settings"])
+    try:
+        description = Description(bytes.fromhex(document["key"]), document["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    if len(description.key) != KEY_SIZE or not isinstance(description.settings, dict):
+        raise Corrupt(f"{path / STORE_FILE}: the key or the settings are not of their kind")
+    return description
+
+
+def _unreadable(path: Path, error: Exception) -> Corrupt:
+    return Corrupt(f"{path / STORE_FILE} cannot be read as a store description: {error!r}")
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -59,6 +59,15 @@ RAW, ZSTD = 0, 1
 TOMBSTONE = 0xFF
 """The tag of an entry that says: the key was deleted. Such a record has no bytes."""
 
+TABLES = range(1, 9)
+"""The numbers of the tables; every store has all of them, in use or not."""
+
+MAX_SEQ = 1 << 63
+"""Greatest number of a transaction that is believed: the next ones must have room above it."""
+
+_MAX_STORED = (1 << 30) - 1
+"""Bytes of a payload as it is stored, which a location in the index has room for."""
+
 MAX_RECORD = 80 * 1024 * 1024
 """Upper bound of one record in bytes: a Directory of 64 MiB, the largest object, and some air."""
 
@@ -167,12 +176,17 @@ def read_frame(fd: int, offset: int, key: bytes) -> Frame | None:
     table = os.pread(fd, entries_len, offset + HEAD_SIZE) if entries_len else b""
     if check16(table) != entries_check:
         return None
+    if not _makes_sense(kind, codec, count, stored_len, seq):
+        return None
+    entries = _decode_entries(table, count, raw_len)
+    if entries is None:
+        return None
     return Frame(
         offset=offset,
         kind=kind,
         codec=codec,
         seq=seq,
-        entries=_decode_entries(table, count),
+        entries=entries,
         payload_offset=offset + HEAD_SIZE + entries_len,
         stored_len=stored_len,
         raw_len=raw_len,
@@ -180,16 +194,27 @@ def read_frame(fd: int, offset: int, key: bytes) -> Frame | None:
     )
 
 
-def _decode_entries(table: bytes, count: int) -> tuple[Entry, ...]:
+def _makes_sense(kind: int, codec: int, count: int, stored_len: int, seq: int) -> bool:
+    """Whether we would write such a head: checks keep nobody from writing nonsense who has read the key."""
+    if kind == COMMIT:
+        return count == stored_len == 0 and seq <= MAX_SEQ
+    return kind == DATA and codec in (RAW, ZSTD) and stored_len <= _MAX_STORED and seq <= MAX_SEQ
+
+
+def _decode_entries(table: bytes, count: int, raw_len: int) -> tuple[Entry, ...] | None:
+    """The entries of a payload of ``raw_len`` bytes; None if they make no sense."""
     entries: list[Entry] = []
     position = start = 0
-    for _ in range(count):
+    while position + _ENTRY.size <= len(table):
         kind, tag, key_len, length = _ENTRY.unpack_from(table, position)
+        if kind not in TABLES or not key_len:
+            return None
         position += _ENTRY.size
         entries.append(Entry(kind, tag, table[position : position + key_len], start, length))
         position += key_len
         start += length
-    return tuple(entries)
+    fits = position == len(table) and len(entries) == count and (start <= raw_len or not entries)
+    return tuple(entries) if fits else None
 
 
 def entry_places(table: bytes, kind: int) -> dict[bytes, tuple[int, int, int]]:

@@ -24,7 +24,10 @@ SUN_PATH_BYTES = 107
 _MAX_PORT = 65535
 _INHERITED = "sd-listen"
 _SCHEME = "unix:"
-_TCP = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*)\]|(?P<plain>[^\[\]/:]*)):(?P<port>[0-9]{1,5})")
+# What has no colon needs no brackets, and would be something else without them: "[sd-listen]:8".
+_TCP = re.compile(
+    r"(?:\[(?P<bracketed>(?:[^\[\]/]*:[^\[\]/]*)?)\]|(?P<plain>[^\[\]/:]*)):(?P<port>[0-9]{1,5})"
+)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
 """Bounds of the durations in seconds."""
 
+FEW = 16
+"""A family of at most so many figures is told whole. What comes into being with its first event has not grown
+by that for Prometheus, and no alert on errors would notice the first one; but the combinations of all
+methods and statuses are a thousand."""
+
 BUG = "Internal"
 """The kind of errors that are none of ``neve.errors``."""
 
@@ -212,8 +217,7 @@ class _Collector:
         make = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
         metric = make(family.name, family.text, labels=names)
         for values, place in family:
-            # Of the many that a counter may have, those are told that have ever happened.
-            if self._total[place] or family.kind == "gauge" or not names:
+            if self._total[place] or family.kind == "gauge" or family.size <= FEW:
                 metric.add_metric(values, self._total[place])
         return metric
 

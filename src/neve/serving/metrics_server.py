@@ -97,9 +97,11 @@ class MetricsServer:
                 async with asyncio.timeout(_SECONDS):
                     head = await reader.readuntil(b"\r\n\r\n")
                     writer.write(answer_to(head, self._text))
-                    await writer.drain()
+                    writer.close()
+                    await writer.wait_closed()
             except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError) as error:
                 LOGGER.debug("a request for figures failed: %s", type(error).__name__)
             finally:
                 self._open -= 1
-        writer.close()
+        # Not closed: it would stay until somebody has read the rest of the answer.
+        writer.transport.abort()

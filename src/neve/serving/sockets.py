@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import socket
 import stat
@@ -24,6 +25,8 @@ _LOCK_CHECK_SECONDS = 0.01
 _STAGED = "s"
 _FIRST_PASSED = 3
 """The first descriptor that systemd passes on: sd_listen_fds(3)."""
+_MOST_PASSED = 4096
+"""systemd passes what its units list, a handful."""
 _PASSED_VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -310,6 +313,16 @@ class PassedSocket(NamedTuple):
     socket: socket.socket
 
 
+def passed_names(count: str, names: str) -> list[str]:
+    """The names of all sockets that were passed on, by ``LISTEN_FDS`` and ``LISTEN_FDNAMES``; nobody needs
+    to have named them. Raises ``InvalidRequest``."""
+    if re.fullmatch("[0-9]{1,9}", count) is None or int(count) > _MOST_PASSED:
+        shown = count if len(count) < 20 else f"{count[:20]}..."
+        raise InvalidRequest(f"sd-listen: LISTEN_FDS is {shown!r}, not a number up to {_MOST_PASSED}")
+    given = names.split(":")[: int(count)]
+    return given + [""] * (int(count) - len(given))
+
+
 class PassedSockets:
     """The sockets that systemd passed on (sd_listen_fds(3)), handed out to the addresses that ask."""
 
@@ -320,12 +333,8 @@ class PassedSockets:
         self._left: list[PassedSocket] = []
         if values["LISTEN_PID"] != str(os.getpid()):
             return
-        if not values["LISTEN_FDS"].isdecimal():
-            raise InvalidRequest(f"sd-listen: LISTEN_FDS is {values['LISTEN_FDS']!r}, not a number")
-        names = values["LISTEN_FDNAMES"].split(":")
         try:
-            for index in range(int(values["LISTEN_FDS"])):
-                name = names[index] if index < len(names) else ""
+            for index, name in enumerate(passed_names(values["LISTEN_FDS"], values["LISTEN_FDNAMES"])):
                 self._left.append(_passed(_FIRST_PASSED + index, name))
         except BaseException:
             self.close()

@@ -61,20 +61,11 @@ INTERNAL, SERVER, CLIENT = "internal", "server", "client"
 """What kind of work a span is, beside what it asks others for and what others ask it for."""
 
 
-class Span(Protocol):
-    """Something that takes time. To be ended, or used as a context manager; an exception makes it fail."""
+class Timed(Protocol):
+    """Something that takes time, in one ``with`` block or, a ``Stage``, in many."""
 
     def set(self, name: str, value: Value) -> None:
         """Tells something about it."""
-
-    def fail(self, kind: str, reason: str = "") -> None:
-        """It did not come to a good end: ``kind`` is a class of errors, or a status."""
-
-    def headers(self) -> Headers:
-        """What to send along with a request, for who answers it to know where it came from."""
-
-    def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """``function`` with this as the current span, which it does not end."""
 
     def end(self) -> None:
         """More often does not hurt."""
@@ -84,6 +75,19 @@ class Span(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
+
+
+class Span(Timed, Protocol):
+    """To be ended, or used as a context manager, which ends it; an exception makes it fail."""
+
+    def fail(self, kind: str, reason: str = "") -> None:
+        """It did not come to a good end: ``kind`` is a class of errors, or a status."""
+
+    def headers(self) -> Headers:
+        """What to send along with a request, for who answers it to know where it came from."""
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """``function`` with this as the current span, which it does not end."""
 
 
 class Tracer(Protocol):
@@ -216,31 +220,9 @@ class Stage:
         self._span.end()
 
 
-class _NoStage(Stage):
-    def __init__(self) -> None:
-        return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        return
-
-    def set(self, name: str, value: Value) -> None:
-        return
-
-    def end(self) -> None:
-        return
-
-
-_NO_STAGE = _NoStage()
-
-
-def stage(name: str, attributes: Attributes | None = None) -> Stage:
+def stage(name: str, attributes: Attributes | None = None) -> Timed:
     """A stage that begins now, below the current span."""
-    return _NO_STAGE if _tracer is None else Stage(name, attributes)
+    return NO_SPAN if _tracer is None else Stage(name, attributes)
 
 
 # Figures.

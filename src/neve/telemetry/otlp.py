@@ -170,9 +170,12 @@ class Sending:
         done = threading.Event()
 
         def end() -> None:
-            self.tracer.settle(min(seconds / 2, _SETTLE_SECONDS))
-            self._provider.shutdown()
-            done.set()
+            try:
+                self.tracer.settle(min(seconds / 2, _SETTLE_SECONDS))
+                self._provider.shutdown()
+                done.set()
+            except Exception as error:
+                LOGGER.debug("the last spans cannot be sent: %s", type(error).__name__)
             over.set()
 
         # It would wait for as long as a collector takes that takes nothing, and repeat what failed.
@@ -204,8 +207,9 @@ class _Quiet(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         try:
             result = self._inner.export(spans)
-        except Exception:
-            LOGGER.debug("spans cannot be sent", exc_info=True)
+        except Exception as error:
+            # Not what it says: that may repeat a header, which may be a token.
+            LOGGER.debug("spans cannot be sent: %s", type(error).__name__)
             result = SpanExportResult.FAILURE
         if result is SpanExportResult.SUCCESS:
             self._told = False
@@ -265,11 +269,15 @@ def _provider(exporter: SpanExporter, version: str) -> TracerProvider:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     except ValueError as error:
         raise InvalidRequest(f"the variables OTEL_* cannot be used: {error}") from error
+    except Exception as error:
+        # A number beyond all bounds, or a sampler of somebody's.
+        kind = type(error).__name__
+        raise InvalidRequest(f"the variables OTEL_* cannot be used ({kind})") from None
     return provider
 
 
 def _flush_seconds() -> float:
     try:
         return min(max(0.0, int(os.environ["OTEL_BSP_EXPORT_TIMEOUT"]) / 1000), _LONGEST_FLUSH_SECONDS)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return FLUSH_SECONDS

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from neve import telemetry
-from neve.telemetry import Stage
+from neve.telemetry import Timed
 
 T = TypeVar("T")
 
@@ -83,33 +83,47 @@ def _call(service: object, method: Callable[..., Any], name: str, attributes: di
     return call
 
 
-def _answer(service: object, method: Callable[..., Any], name: str, attributes: dict[str, str]) -> Any:
-    def following(items: Iterator[Any]) -> Any:
-        token = _inside.set(service)
-        try:
-            return next(items, _END)
-        finally:
-            _inside.reset(token)
+def _begun(method: Callable[..., Any], arguments: Any, named: Any) -> Generator[Any, None, None]:
+    # Not before the first item is wanted: some methods do a part of it when they are called.
+    yield from method(*arguments, **named)
 
+
+def _following(service: object, items: Iterator[Any]) -> Any:
+    token = _inside.set(service)
+    try:
+        return next(items, _END)
+    finally:
+        _inside.reset(token)
+
+
+def _answer(service: object, method: Callable[..., Any], name: str, attributes: dict[str, str]) -> Any:
     def answered(*arguments: Any, **named: Any) -> Generator[Any, None, None]:
         count = 0
+        items = _begun(method, arguments, named)
         span = telemetry.span(name, attributes)
-        items = iter(method(*arguments, **named))
+
+        def end() -> None:
+            try:
+                items.close()
+            finally:
+                span.set("neve.items", count)
+                span.end()
+
         try:
             # Not current while nothing is being made: whoever gets an item goes his own way.
-            while (item := span.run(following, items)) is not _END:
+            while (item := span.run(_following, service, items)) is not _END:
                 count += 1
                 yield item
         except GeneratorExit:
+            # It may be the garbage collector that says so, and in the middle of a change of this context:
+            # Python 3.11 does not survive that another change comes in between.
+            contextvars.copy_context().run(end)
             raise
         except BaseException as error:
             span.fail(type(error).__name__)
+            end()
             raise
-        finally:
-            if isinstance(items, Generator):
-                items.close()
-            span.set("neve.items", count)
-            span.end()
+        end()
 
     @functools.wraps(method)
     def call(*arguments: Any, **named: Any) -> Any:
@@ -140,16 +154,16 @@ def _upload(service: object, method: Callable[..., Any], name: str, attributes: 
     return call
 
 
-def _piece(method: Callable[..., Any], stage: Stage) -> Any:
+def _piece(method: Callable[..., Any], stage: Timed) -> Any:
     @functools.wraps(method)
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
         with stage:
-            return method(*arguments)
+            return method(*arguments, **named)
 
     return call
 
 
-def _ending(upload: object, method: Callable[..., Any], stage: Stage) -> Any:
+def _ending(upload: object, method: Callable[..., Any], stage: Timed) -> Any:
     @functools.wraps(method)
     def call() -> Any:
         try:

@@ -1,0 +1,32 @@
+"""The table: every parser of neve that reads what strangers wrote.
+
+What is not here: messages of gRPC as such and TLS, which libraries read; and what only neve itself writes
+behind a key or a checksum of its own (spools, frames of the index), beyond what is here.
+"""
+
+from __future__ import annotations
+
+from tests.fuzz.target import Target
+from tests.fuzz.targets import (
+    addresses,
+    castore,
+    compression,
+    disk,
+    fuse,
+    http,
+    nix,
+    remote,
+    served,
+    stores,
+    telemetry,
+    vhost,
+)
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for module in (
+        *(nix, compression, castore, disk, stores, addresses, remote, http, served, telemetry),
+        *(fuse, vhost),
+    )
+    for target in module.TARGETS
+}

@@ -1,0 +1,134 @@
+"""What servers answer, and what says who we are to them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+
+from neve.errors import InvalidRequest, LimitExceeded, NeveError, Unavailable
+from neve.nix.narinfo import NarInfo
+from neve.rpc.status import ERROR_TRAILER, error_of, one_line, shortened, status_of
+from neve.serving.tls import _certificates
+from neve.store.substitute.credentials import MAX_NETRC_BYTES, netrc_files, token_file
+from neve.store.substitute.files import InvalidAnswer, checked_name
+from neve.store.substitute.http import _asked_delay, _redirected, origin_of
+from neve.store.substitute.nars import check_nar_file
+from tests.fuzz.target import Bound, Target
+from tests.fuzz.targets.disk import folder
+from tests.fuzz.targets.nix import text_of
+
+_BASE = "https://cache.example.org/base"
+_WHERE = "a cache"
+
+
+def _nar_url(data: bytes) -> None:
+    """The URL of a narinfo stays below the cache, also for servers that decode it."""
+    name = checked_name(text_of(data), _BASE)
+    assert not name.startswith("/")
+    assert origin_of(f"{_BASE}/{name}") == origin_of(_BASE)
+    assert ".." not in name.partition("?")[0].split("/")
+
+
+def _nar_file(data: bytes) -> None:
+    check_nar_file(NarInfo.parse(data), _BASE)
+
+
+def _redirect(data: bytes) -> None:
+    """The header Location of an answer. No credentials, and never from https to http."""
+    target = _redirected(f"{_BASE}/nar/x.nar", data.decode("latin-1"), _WHERE)
+    assert target.startswith("https://")
+    assert target.isascii()
+    assert target.isprintable()
+    assert "@" not in urlsplit(target).netloc
+    assert "#" not in target
+    origin_of(target)
+
+
+def _retry_after(data: bytes) -> None:
+    assert _asked_delay(data.decode("latin-1")) >= 0
+
+
+def _netrc(data: bytes) -> None:
+    path = folder("netrc") / "netrc"
+    path.write_bytes(data)
+    found = netrc_files("cache.example.org", str(path), ())()
+    assert found is None or found.startswith("Basic ")
+
+
+def _token(data: bytes) -> None:
+    """What is taken is one word, and can be the value of a header."""
+    path = folder("netrc") / "token"
+    path.write_bytes(data)
+    value = token_file(str(path))()
+    assert value is not None
+    assert value.isascii()
+    assert value.isprintable()
+    assert len(value.split()) == 2
+
+
+def _status(data: bytes) -> None:
+    """A status with its code in the first byte, the class of the error in the next, and the details. What
+    becomes of it can be sent on."""
+    code = list(grpc.StatusCode)[data[0] % len(grpc.StatusCode)] if data else None
+    kinds: list[Any] = [*NeveError.__subclasses__(), SimpleNamespace(__name__="x")]
+    kind = kinds[data[1] % len(kinds)].__name__ if len(data) > 1 else data
+    details = data[2:].decode("utf-8", "replace")
+    failure: Any = SimpleNamespace(
+        code=lambda: code, details=lambda: details, trailing_metadata=lambda: ((ERROR_TRAILER, kind),)
+    )
+    error = error_of(failure, "doing")
+    assert isinstance(error, NeveError)
+    assert str(error).isprintable()
+    shortened(details).encode()
+    assert one_line(details).isprintable()
+    assert len(status_of(error).details) < 3000
+
+
+def _certificate(data: bytes) -> None:
+    assert _certificates("--tls-cert", "a file", data.decode("utf-8", "replace"))
+
+
+TARGETS = (
+    Target(
+        "nar-url",
+        _nar_url,
+        (InvalidRequest,),
+        memory=Bound(64 * 1024, 300),
+        words=(b"%25", b"%2f", b"..", _BASE.encode(), b"?", b"#"),
+    ),
+    Target(
+        "nar-file",
+        _nar_file,
+        (InvalidRequest, LimitExceeded),
+        words=(b"Compression: ", b"URL: ", b"FileSize: "),
+    ),
+    Target(
+        "redirect", _redirect, (InvalidAnswer,), words=(b"//", b"http://", b"https://", b"user@", b"[", b"]")
+    ),
+    Target(
+        "retry-after",
+        _retry_after,
+        (),
+        words=(b"GMT", b"-0000", b"+9999", b"Fri, ", b"31 Dec ", b"9999", b"0000", b"23:59:59", b":"),
+    ),
+    Target(
+        "netrc",
+        _netrc,
+        (InvalidRequest, Unavailable),
+        memory=Bound(2 * MAX_NETRC_BYTES, 64),
+        words=(b"machine ", b"default\n", b"login ", b"password ", b"macdef x\n\n", b"account ", b"#", b'"'),
+    ),
+    Target("token", _token, (InvalidRequest, Unavailable), memory=Bound(128 * 1024, 64)),
+    Target("status", _status, ()),
+    Target(
+        "certificate",
+        _certificate,
+        (InvalidRequest,),
+        longest=2048,
+        rounds=60,
+        words=(b"-----BEGIN CERTIFICATE-----\n", b"-----END CERTIFICATE-----\n"),
+    ),
+)
