@@ -15,7 +15,7 @@ DEFAULT_GRACE = 6 * 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which store paths stay. Without any of the first four all do, and what none of them reaches is dropped."""
+    """Which store paths stay: all, if none of the first four is given; then what none of them reaches goes."""
 
     keep: Sequence[StorePath] | None = None
     """These paths stay, with all that they refer to."""
@@ -44,9 +44,7 @@ class Rules:
         if self.max_size is not None and self.max_size < 0:
             raise InvalidRequest(f"a size of {self.max_size} bytes is less than none")
         if self.keep is not None and not self.keep:
-            raise InvalidRequest(
-                "no store path is named that is to be kept; to drop all of them is no good idea"
-            )
+            raise InvalidRequest("no store path is named that is to be kept: all would be dropped")
 
     @property
     def drops_paths(self) -> bool:
