@@ -152,11 +152,16 @@ class Mover:
             self._target.close()
             self._target = None
         if self._target is None:
-            self._target = create_pack(self._path, self._index, self._key)
-            self._committed_end = self._target.end
+            self._target = self._new_pack()
         offset = self._target.append(head, entries, payload)
         self._bytes += len(head) + len(entries) + len(payload)
         return make_place(self._target.id, offset + len(head) + len(entries))
+
+    def _new_pack(self) -> OpenPack:
+        with os_errors(f"cannot make a new pack of {self._path}"):
+            created = create_pack(self._path, self._index, self._key)
+        self._committed_end = created.end
+        return created
 
     def _note_moved(self, used: Sequence[tuple[pack.Entry, Location]], places: Sequence[Location]) -> None:
         self._moved += [
@@ -176,8 +181,7 @@ class Mover:
         if not self._moved and not self._changes:
             return
         if self._target is None:
-            self._target = create_pack(self._path, self._index, self._key)
-            self._committed_end = self._target.end
+            self._target = self._new_pack()
         # Most of it now, while nobody has to wait.
         self._target.sync()
         self._transact(self._moved, self._changes, ())
@@ -256,7 +260,7 @@ class Mover:
                 needed |= self._told_of(pack_id, deleted)
         if needed:
             if self._target is None:
-                self._target = create_pack(self._path, self._index, self._key)
+                self._target = self._new_pack()
             self._transact((), (), sorted(needed))
 
     def _told_of(self, pack_id: int, deleted: set[Deletion]) -> set[Deletion]:

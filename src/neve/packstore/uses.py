@@ -64,7 +64,7 @@ class Uses:
         self._note_dates = note_dates
         self._lock = threading.Lock()
         self._fd = -1
-        self._begun = 0.0
+        self._begun = time.monotonic()
         self._pid = os.getpid()
         # What was noted in this file and found by a look that counts, since so many collections have begun.
         self._noted: set[Note] = set()
@@ -108,11 +108,14 @@ class Uses:
         notes: set[Note] = set()
         while True:
             before = self._gate.even()
-            if missing := {(table, key) for key in found(look_up())} - notes:
+            with self._lock:
+                known = self._noted if self._noted_since == before.collections else notes
+            if missing := {(table, key) for key in found(look_up())} - notes - known:
                 self._append(missing)
                 notes |= missing
             result = look_up()
-            if self._gate.signs() == before and notes.issuperset((table, key) for key in found(result)):
+            new = {(table, key) for key in found(result)} - notes - known
+            if self._gate.signs() == before and not new:
                 break
         with self._lock:
             # Only now: from here on others answer without a look at the gate.

@@ -15,7 +15,7 @@ from neve.castore.digest import Digest
 
 _KEPT = 16
 _PARTS = 256
-_MIN_RECENT = 1024
+_MIN_RECENT = 256
 
 
 class _Run(Sequence[bytes]):

@@ -15,7 +15,7 @@ DEFAULT_GRACE = 6 * 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which store paths stay: all, if none of the first four is given; then what none of them reaches goes."""
+    """Which store paths stay. If none of the first four is given, all do, and what none reaches goes."""
 
     keep: Sequence[StorePath] | None = None
     """These paths stay, with all that they refer to."""
