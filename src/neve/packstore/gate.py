@@ -4,7 +4,8 @@
 
     uses/gate            16 bytes: the number, and how many collections have begun; flock: exclusive while a
                          sweep is under way
-    uses/lock            flock: exclusive for a collection, shared for who removes files
+    uses/collecting      flock: exclusive for a collection
+    uses/removing        flock: the same, and shared for who removes files of notes
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import NamedTuple
 
 from neve.errors import Unavailable
 from neve.packstore.layout import USES_DIR, os_errors
+
+_COLLECTION_LOCK, _REMOVAL_LOCK = "collecting", "removing"
 
 _NUMBERS = struct.Struct("<QQ")
 
@@ -92,9 +95,10 @@ class Gate:
 
 
 @contextlib.contextmanager
-def shared_lock(folder: Path) -> Iterator[None]:
-    """Held, no collection is under way. Raises ``BlockingIOError`` if one is."""
-    with _lock(folder, fcntl.LOCK_SH):
+def removal_lock(folder: Path) -> Iterator[None]:
+    """Held for a moment by who removes files of notes: no collection is under way meanwhile. Raises
+    ``BlockingIOError`` if one is."""
+    with _lock(folder / _REMOVAL_LOCK, fcntl.LOCK_SH | fcntl.LOCK_NB):
         yield
 
 
@@ -102,27 +106,25 @@ def shared_lock(folder: Path) -> Iterator[None]:
 def collection_lock(store: Path) -> Iterator[None]:
     """Held by the one collection of a store at a time. Raises ``Unavailable`` if there is another."""
     folder = store / USES_DIR
-    try:
-        with os_errors(f"cannot lock the store in {store}"):
-            folder.mkdir(mode=0o755, exist_ok=True)
-        lock = _lock(folder, fcntl.LOCK_EX)
-        lock.__enter__()
-    except BlockingIOError:
-        raise Unavailable(f"a collection of the store in {store} is under way; wait for its end") from None
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            with os_errors(f"cannot lock the store in {store}"):
+                folder.mkdir(mode=0o755, exist_ok=True)
+            held.enter_context(_lock(folder / _COLLECTION_LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise Unavailable(
+                f"a collection of the store in {store} is under way; wait for its end"
+            ) from None
+        held.enter_context(_lock(folder / _REMOVAL_LOCK, fcntl.LOCK_EX))
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, kind: int) -> Iterator[None]:
-    fd = -1
+def _lock(path: Path, kind: int) -> Iterator[None]:
+    with os_errors(f"cannot open {path}"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        with os_errors(f"cannot open {folder / 'lock'}"):
-            fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind)
         yield
     finally:
-        if fd >= 0:
-            os.close(fd)
+        os.close(fd)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neve.errors import NeveError
-from neve.packstore.gate import shared_lock
+from neve.packstore.gate import removal_lock
 from neve.packstore.layout import USES_DIR, os_errors
 
 SUFFIX = ".uses"
@@ -79,7 +79,7 @@ def _read_head(fd: int) -> _Head | None:
 def remove_left(folder: Path) -> None:
     """Removes the files of processes that have ended, but for lasting ones that are not old. Does nothing
     while a collection is under way."""
-    with contextlib.suppress(BlockingIOError, NeveError), shared_lock(folder):
+    with contextlib.suppress(BlockingIOError, NeveError), removal_lock(folder):
         _remove_unused(folder)
 
 

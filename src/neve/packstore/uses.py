@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from neve.errors import NeveError
-from neve.packstore.gate import Gate, shared_lock
+from neve.packstore.gate import Gate, removal_lock
 from neve.packstore.layout import USES_DIR, os_errors, sync_directory
 from neve.packstore.notes import END_NOTE, PERIOD, SUFFIX, Note, encode_head, encode_notes, remove_left
 
@@ -230,7 +230,7 @@ class Uses:
             with self._lock:
                 if self._fd >= 0 and not self.lasting:
                     # A collection under way may not have seen it: then it is left for the next one.
-                    with contextlib.suppress(NeveError, OSError), shared_lock(self._folder):
+                    with contextlib.suppress(NeveError, OSError), removal_lock(self._folder):
                         self._path.unlink(missing_ok=True)
                 self._end_file()
         self._fd = -1

@@ -82,8 +82,8 @@ def choose(
         return kept
     paths.closure(roots, kept)
     if rules.keeps_others:
-        oldest = 0 if rules.keep_newer is None else now - rules.keep_newer
-        others = [d for d in paths.references if d not in kept and used.get(d, now) >= oldest]
+        oldest = -1 if rules.keep_newer is None else now - rules.keep_newer
+        others = [d for d in paths.references if d not in kept and used.get(d, now) > oldest]
         others.sort(key=lambda digest: (-used.get(digest, now), digest))
         if rules.max_size is None:
             paths.closure(others, kept)
