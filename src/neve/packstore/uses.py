@@ -48,12 +48,21 @@ _MAX_NOTED = 250_000
 """Keys that a process remembers to have noted: some 40 MiB. With more it begins to note them again."""
 
 
+@contextlib.contextmanager
+def lasting_uses() -> Iterator[None]:
+    """For a server: others count on what is noted within the block, also when this process has ended."""
+    before, Uses.lasting = Uses.lasting, True
+    try:
+        yield
+    finally:
+        Uses.lasting = before
+
+
 class Uses:
     """The notes of one process about one store. Thread-safe; not to be used after a fork."""
 
     lasting: ClassVar[bool] = False
-    """Whether this process answers others, who count on an answer after it has ended. Servers set it before
-    they open a store."""
+    """Whether this process answers others, who go on after it has ended; see ``lasting_uses``."""
 
     def __init__(self, store: Path, note_dates: Callable[[Iterable[bytes], int], None]) -> None:
         """``note_dates`` puts the time of last use (seconds since 1970) of keys into the index."""

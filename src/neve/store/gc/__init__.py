@@ -7,6 +7,7 @@
     fresh.py      what processes have promised since, and must not go
     sweep.py      dropping the rest from an embedded store, in the one safe order
     collect.py    all of it: the run
+    remote.py     having a server do it
     report.py     what came of it
 
 A run marks what is reached from the path infos that stay, and from what is *fresh*: put or asked for not long

@@ -21,6 +21,7 @@ from neve.packstore.survey import Survey, survey
 from neve.store.gc.contents import PAGE, Contents
 from neve.store.gc.fresh import Fresh
 from neve.store.gc.paths import Paths, choose, named
+from neve.store.gc.remote import ask_for_collection
 from neve.store.gc.report import GcReport
 from neve.store.gc.rules import Rules
 from neve.store.gc.sweep import Condemned, drop_nar_nodes, sweep
@@ -33,10 +34,12 @@ from neve.telemetry import NO_PROGRESS, Progress, span
 def collect_garbage(services: Services, rules: Rules, progress: Progress = NO_PROGRESS) -> GcReport:
     """Drops from an embedded store what the rules do not keep, and gives its space back.
 
-    Others may go on with the store meanwhile, but there is one collection at a time: else ``Unavailable``.
-    Raises ``NotFound`` if a path to keep is not there, ``Corrupt`` if something that stays cannot be read, so
+    A server does it itself, for those who may administer it. Others may go on with the store meanwhile, but
+    there is one collection at a time: else ``Unavailable``. Raises ``NotFound`` if a path to keep is not there, ``Corrupt`` if something that stays cannot be read, so
     that it is not known what it refers to; in both cases nothing is dropped.
     """
+    if services.remote is not None:
+        return ask_for_collection(services.remote, rules, progress)
     packs = services.packs
     if packs is None:
         raise Unsupported(
