@@ -41,6 +41,7 @@ from tests.packstore.helpers import (
     record,
     set_name,
 )
+from tests.packstore.steps import Steps, die_at, fail_at, in_a_child
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -161,6 +162,24 @@ def test_a_pack_that_is_hardly_dead_stays(folder: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(compaction, "MIN_DEAD_SHARE", 0.001)
         assert compacted(store).packs_removed == 1
         assert len(contents(store)) == 194
+
+
+def test_after_a_rebuild_no_name_of_a_pack_is_used_again(folder: Path) -> None:
+    """The newest pack is removed first, and what is then moved must not go where it was."""
+    with opened(folder) as store:
+        fill(store, range(100))
+        with lock_pack_of(folder, 0):
+            fill(store, range(100, 200))
+        assert pack_ids(folder) == [1, 2]
+        store.delete_many(BLOBS, [record(data_of(number)).key for number in (*range(50), *range(100, 200))])
+        expected = contents(store)
+    rebuild_index(folder, TABLES)
+    with opened(folder) as store:
+        assert contents(store) == expected
+        assert compacted(store).packs_removed == 2
+        assert pack_ids(folder) == [3]
+        assert contents(store) == expected
+    check(folder, expected)
 
 
 def test_many_batches_and_packs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,67 +414,6 @@ def test_what_takes_no_room_makes_room(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 # Killed, and failing, at any step.
-
-
-class Steps:
-    """Calls of the operating system that write, and what happens at each."""
-
-    NAMES = ("pwritev", "pwrite", "fdatasync", "fsync", "unlink", "ftruncate", "posix_fadvise")
-
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None], *, index_too: bool = False
-    ) -> None:
-        self.count = 0
-        for name in self.NAMES:
-            monkeypatch.setattr(os, name, self._counted(getattr(os, name), act))
-        commit = index.Index.write
-
-        def counted(self_: index.Index) -> Any:
-            self._step(act)
-            return commit(self_)
-
-        if index_too:
-            monkeypatch.setattr(index.Index, "write", counted)
-
-    def _step(self, act: Callable[[int], None]) -> None:
-        self.count += 1
-        act(self.count)
-
-    def _counted(self, real: Callable[..., Any], act: Callable[[int], None]) -> Callable[..., Any]:
-        def call(*arguments: Any, **more: Any) -> Any:
-            if real.__name__ == "pwritev":
-                # Torn: what is killed or fails here leaves some of it.
-                half = b"".join(arguments[1])[: sum(map(len, arguments[1])) // 2]
-                os.lseek(arguments[0], arguments[2], os.SEEK_SET)
-                os.write(arguments[0], half)
-            self._step(act)
-            return real(*arguments, **more)
-
-        return call
-
-
-def in_a_child(work: Callable[[], None]) -> int:
-    """Runs ``work`` in a forked process; its exit status, or the negative signal."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def die_at(step: int) -> Callable[[int], None]:
-    return lambda now: os.kill(os.getpid(), 9) if now == step else None
-
-
-def fail_at(step: int, number: int) -> Callable[[int], None]:
-    def act(now: int) -> None:
-        if now == step:
-            raise OSError(number, os.strerror(number))
-
-    return act
 
 
 def run_compaction(folder: Path, act: Callable[[int], None]) -> None:

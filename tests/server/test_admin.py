@@ -47,6 +47,7 @@ CHANGING = {
     "ReplacePathInfo",
     "AddSignatures",
     "PutNar",
+    "Gc",
 }
 
 

@@ -142,11 +142,10 @@ def _listed(files: Iterable[BinaryIO]) -> Iterator[StorePath]:
     from neve.nix.store_path import STORE_DIR, StorePath
 
     for file in files:
+        name = getattr(file, "name", "stdin")
         data = file.read(_MAX_LIST_BYTES + 1)
         if len(data) > _MAX_LIST_BYTES:
-            raise InvalidRequest(
-                f"{file.name}: over the limit of {_MAX_LIST_BYTES} bytes for a list of paths"
-            )
+            raise InvalidRequest(f"{name}: over the limit of {_MAX_LIST_BYTES} bytes for a list of paths")
         for number, line in enumerate(data.split(b"\n"), 1):
             text = line.strip()
             if text and not text.startswith(b"#"):
@@ -154,7 +153,7 @@ def _listed(files: Iterable[BinaryIO]) -> Iterator[StorePath]:
                     absolute = text if text.startswith(b"/") else STORE_DIR.encode() + b"/" + text
                     yield StorePath.parse(absolute)
                 except InvalidRequest as error:
-                    raise InvalidRequest(f"{file.name}, line {number}: {error}") from error
+                    raise InvalidRequest(f"{name}, line {number}: {error}") from error
 
 
 def report_json(report: GcReport) -> dict[str, Any]:

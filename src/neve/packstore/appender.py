@@ -23,7 +23,8 @@ from neve.packstore.layout import PACKS_DIR, os_errors, pack_ids, pack_name, syn
 PACK_LIMIT = 512 * 1024 * 1024
 """A pack that has reached this many bytes is not appended to any more."""
 
-_NEXT_ID = b"next-pack-id"
+NEXT_ID = b"next-pack-id"
+"""The counter for the ids of packs; in a new index it has not begun, and the packs that are there count."""
 
 _WRITE_BACK = 8 * 1024 * 1024
 """After so many bytes the kernel is asked to begin writing them, so that a sync finds little left."""
@@ -180,8 +181,8 @@ def create_pack(store: Path, index: Index, key: bytes) -> OpenPack:
 
     def next_id(txn: IndexWriter) -> int:
         on_disk = pack_ids(store)
-        pack_id = max(txn.counter(_NEXT_ID), on_disk[-1] + 1 if on_disk else 1)
-        txn.set_counter(_NEXT_ID, pack_id + 1)
+        pack_id = max(txn.counter(NEXT_ID), on_disk[-1] + 1 if on_disk else 1)
+        txn.set_counter(NEXT_ID, pack_id + 1)
         return pack_id
 
     while True:

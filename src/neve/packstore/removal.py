@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from neve.packstore.appender import NEXT_ID
 from neve.packstore.index import Index
 from neve.packstore.index_writer import IndexWriter
 from neve.packstore.layout import PACKS_DIR, os_errors, pack_ids, pack_name, sync_directory
@@ -31,6 +32,8 @@ def remove_packs(store: Path, index: Index, ids: Iterable[int]) -> None:
         for pack_id in ids:
             txn.drop_pack(pack_id)
             txn.set_counter(_name(pack_id), 1)
+        # With an index that was made anew the names of files count, and these are about to go.
+        txn.set_counter(NEXT_ID, max(txn.counter(NEXT_ID), max(ids) + 1))
 
     index.run(condemn)
     finish_removals(store, index)
@@ -38,11 +41,12 @@ def remove_packs(store: Path, index: Index, ids: Iterable[int]) -> None:
 
 def finish_removals(store: Path, index: Index) -> None:
     """Removes the files of packs that are to be removed."""
-    condemned = [int.from_bytes(name[len(_PREFIX) :], "big") for name in index.counters(_PREFIX)]
+    condemned = {int.from_bytes(name[len(_PREFIX) :], "big") for name in index.counters(_PREFIX)}
     if not condemned:
         return
+    condemned -= index.pack_lengths().keys()  # What is in use is never removed, whatever else is noted.
     with os_errors(f"cannot remove packs of {store}"):
-        for pack_id in set(condemned) & set(pack_ids(store)):
+        for pack_id in condemned & set(pack_ids(store)):
             _remove(store / PACKS_DIR / pack_name(pack_id))
         sync_directory(store / PACKS_DIR)
 

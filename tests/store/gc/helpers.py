@@ -64,4 +64,5 @@ def counts(store: Store) -> tuple[int, int]:
 
 def check(store: Store) -> None:
     """Everything that shows is whole, to the last byte."""
-    assert verify_store(store.services, nar_hashes=True).problems == []
+    problems = verify_store(store.services, nar_hashes=True).problems
+    assert problems == []

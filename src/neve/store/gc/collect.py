@@ -35,8 +35,9 @@ def collect_garbage(services: Services, rules: Rules, progress: Progress = NO_PR
     """Drops from an embedded store what the rules do not keep, and gives its space back.
 
     A server does it itself, for those who may administer it. Others may go on with the store meanwhile, but
-    there is one collection at a time: else ``Unavailable``. Raises ``NotFound`` if a path to keep is not there, ``Corrupt`` if something that stays cannot be read, so
-    that it is not known what it refers to; in both cases nothing is dropped.
+    there is one collection at a time: else ``Unavailable``. Raises ``NotFound`` if a path to keep is not
+    there, ``Corrupt`` if something that stays cannot be read, so that it is not known what it refers to; in
+    both cases nothing is dropped.
     """
     if services.remote is not None:
         return ask_for_collection(services.remote, rules, progress)
