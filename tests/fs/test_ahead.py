@@ -29,7 +29,7 @@ def test_who_reads_in_order_has_everything_fetched_once() -> None:
             assert ahead[1] - start <= 10 * MIB
             fetched = ahead[1]
     assert fetched == SIZE
-    assert streams.is_in_order("file")
+    assert streams.is_in_order("file", SIZE)
 
 
 def test_small_disorder_is_order() -> None:
@@ -42,7 +42,7 @@ def test_small_disorder_is_order() -> None:
             if ahead is not None:
                 fetched = max(fetched, ahead[1])
     assert fetched > SIZE // 2
-    assert streams.is_in_order("file")
+    assert streams.is_in_order("file", SIZE // 2)
 
 
 def test_who_jumps_has_nothing_fetched() -> None:
@@ -54,17 +54,40 @@ def test_who_jumps_has_nothing_fetched() -> None:
         ahead = streams.read("file", start, start + 4096, SIZE)
         fetched += ahead[1] - ahead[0] if ahead else 0
     assert fetched < 20 * MIB
-    streams.read("file", 0, 4096, SIZE)
-    assert not streams.is_in_order("file")
+    streams.read("file", 5 * MIB, 5 * MIB + 4096, SIZE)
+    assert not streams.is_in_order("file", 5 * MIB + 4096)
 
 
 def test_files_that_are_not_read_any_more_are_forgotten() -> None:
     streams = Streams()
     for number in range(1000):
         streams.read(number, 0, MIB, SIZE)
-    assert len(streams._streams) < 100
-    assert streams.is_in_order(999)
-    assert not streams.is_in_order(0)
+    assert len(streams._files) < 100
+    assert streams.is_in_order(999, MIB)
+    assert not streams.is_in_order(0, MIB)
+
+
+def test_several_who_read_one_file_in_different_places() -> None:
+    streams = Streams()
+    places = [number * SIZE // 5 for number in range(5)]
+    fetched = [start + 2 * MIB for start in places]  # It takes two reads to see an order.
+    for step in range(0, SIZE // 5 - 2 * MIB, MIB):
+        for reader, place in enumerate(places):
+            start = place + step
+            assert start < fetched[reader]
+            ahead = streams.read("file", start, start + MIB, SIZE)
+            if ahead is not None:
+                assert ahead[0] <= fetched[reader]
+                fetched[reader] = ahead[1]
+    for place in places:
+        assert streams.is_in_order("file", place + SIZE // 5 - 2 * MIB)
+
+
+def test_readers_of_one_file_that_are_gone_are_forgotten() -> None:
+    streams = Streams()
+    for number in range(1000):
+        streams.read("file", number * 3 * MIB, number * 3 * MIB + MIB, 3000 * MIB)
+    assert len(streams._files["file"]) < 20
 
 
 def test_neighbours_that_are_read_in_order() -> None:

@@ -12,10 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import grpc
-
 from neve.testing.servers import running_daemon
-from tests.server.raw import soon
+from tests.server.raw import reach, soon
 
 _READ_BYTES = 65536
 
@@ -222,7 +220,7 @@ def _warm_up() -> object:
         running_daemon("memory://", folder=Path(folder)) as daemon,
         daemon.channel() as channel,
     ):
-        grpc.channel_ready_future(channel).result(60)
+        reach(channel)
         return daemon
 
 

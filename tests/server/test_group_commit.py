@@ -19,7 +19,7 @@ from neve.castore.digest import b3_digest
 from neve.proto.tvix.castore.protos import rpc_blobstore_pb2
 
 from .foreign import BLOBS
-from .raw import stub
+from .raw import reach, stub
 from .serve import MARK, Served, served
 
 CLIENTS = 64
@@ -68,7 +68,7 @@ def upload_together(daemon: Served, blobs: list[bytes]) -> list[bytes]:
             ending.wait(60)
 
         with grpc.insecure_channel(daemon.target) as channel:
-            grpc.channel_ready_future(channel).result(60)
+            reach(channel)
             digest: bytes = stub(channel, BLOBS, "Put")(requests()).digest
             return digest
 

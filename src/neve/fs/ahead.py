@@ -7,11 +7,15 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, NamedTuple
 
-_STREAMS = 64
+_FILES = 64
 """Large files of which it is remembered how far they were read."""
+_STREAMS = 8
+"""Readers of one file, each in another place of it."""
 _FIRST_STRETCH, _LONGEST_STRETCH = 1024 * 1024, 8 * 1024 * 1024
 _DISORDER = 2 * 1024 * 1024
 """A kernel that reads ahead has several requests under way, and they come in any order."""
+_NEAR = 128 * 1024
+"""Two reads are not yet order, unless the second is where the first one ended, or nearly."""
 
 FIRST_NEIGHBOURS: Final = 4
 MOST_NEIGHBOURS: Final = 64
@@ -26,34 +30,36 @@ _LISTED = 1024
 
 
 class _Stream:
+    """One reader's way through a file."""
+
     __slots__ = ("done", "end", "stretch")
 
-    def __init__(self) -> None:
-        self.end = 0
+    def __init__(self, end: int) -> None:
+        self.end = self.done = end
         self.stretch = 0
-        self.done = 0
+
+    def misses(self, start: int) -> int | None:
+        """By how much a read that begins at ``start`` is not the next one; None if it is another's."""
+        distance = abs(start - self.end)
+        return distance if distance <= (_DISORDER if self.stretch else _NEAR) else None
 
 
 class Streams:
-    """Large files that are being read: who reads one in order will want what follows. Thread-safe."""
+    """Large files that are being read: who reads one in order will want what follows. Several may read the
+    same one in different places. Thread-safe."""
 
     def __init__(self) -> None:
-        self._streams: OrderedDict[Hashable, _Stream] = OrderedDict()
+        self._files: OrderedDict[Hashable, list[_Stream]] = OrderedDict()  # What was used last comes last.
         self._lock = threading.Lock()
 
     def read(self, file: Hashable, start: int, stop: int, size: int) -> tuple[int, int] | None:
         """Notes that a file of ``size`` bytes is read from ``start`` to ``stop``. The bytes (from, to before)
         that should be fetched ahead now, if any."""
         with self._lock:
-            stream = self._streams.get(file)
+            stream = self._stream(file, start)
             if stream is None:
-                stream = self._streams[file] = _Stream()
-                if len(self._streams) > _STREAMS:
-                    self._streams.popitem(last=False)
-            else:
-                self._streams.move_to_end(file)
-            if abs(start - stream.end) > _DISORDER:
-                stream.end, stream.stretch, stream.done = stop, 0, stop
+                self._files[file].append(_Stream(stop))
+                del self._files[file][:-_STREAMS]
                 return None
             stream.end = max(stream.end, stop)
             stream.stretch = min(max(2 * stream.stretch, _FIRST_STRETCH), _LONGEST_STRETCH)
@@ -65,10 +71,27 @@ class Streams:
             stream.done = stop
             return start, stop
 
-    def is_in_order(self, file: Hashable) -> bool:
-        """Whether the last reads of the file were in order."""
-        stream = self._streams.get(file)
-        return stream is not None and stream.stretch > 0
+    def _stream(self, file: Hashable, start: int) -> _Stream | None:
+        """The one that a read belongs to."""
+        if file not in self._files:
+            # Whoever begins at the beginning goes on from there.
+            self._files[file] = [_Stream(0)]
+            if len(self._files) > _FILES:
+                self._files.popitem(last=False)
+        self._files.move_to_end(file)
+        streams = self._files[file]
+        near = [(miss, place) for place, one in enumerate(streams) if (miss := one.misses(start)) is not None]
+        if not near:
+            return None
+        stream = streams.pop(min(near)[1])
+        streams.append(stream)
+        return stream
+
+    def is_in_order(self, file: Hashable, stop: int) -> bool:
+        """Whether somebody reads the file in order and got to ``stop`` by now."""
+        with self._lock:
+            streams = self._files.get(file, [])
+            return any(one.stretch and abs(stop - one.end) <= _DISORDER for one in streams)
 
 
 class Window(NamedTuple):

@@ -98,7 +98,7 @@ class Contents:
             self._read_ahead(node, (chunks, ends), start, stop, loads)
         if missing:
             self._raise_missing(chunks, missing, held)
-        if self._streams.is_in_order(node):
+        if self._streams.is_in_order(node, stop):
             for piece in done:  # The kernel has it now, and that makes room which is warm.
                 self._cache.discard(piece)
         return parts if len(parts) <= _MAX_PARTS else [b"".join(parts)]

@@ -23,9 +23,9 @@ CACHED_ENTRIES: Final = 400_000
 """Entries of Directories at hand, some 300 bytes each. One Directory is kept however long it is."""
 
 _CHILDREN_AT_ONCE = 256
-_NODES_AHEAD = 16 * 1024
+_NODES_AHEAD = 64 * 1024
 """Child Directories that are fetched together, by count and by all that is below them: what one answer
-makes necessary stays within some megabytes."""
+makes necessary stays within some 20 MB."""
 
 _BELOW_AT_ONCE = 32
 """Directories that are fetched together, ahead of need."""
