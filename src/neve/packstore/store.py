@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
@@ -95,6 +95,7 @@ class PackStore:
         self._users = 1
         self._pid = os.getpid()
         self._identity = _identity(path)
+        self._looking = threading.local()
         with contextlib.ExitStack() as opened:
             lock = layout.StoreLock(path, exclusive=False, read_only=read_only)
             opened.callback(lock.close)
@@ -206,9 +207,19 @@ class PackStore:
         *,
         reading: bool = False,
     ) -> T:
-        if self._uses is None or not table.collected:
+        if self._uses is None or not table.collected or getattr(self._looking, "only", False):
             return look_up()
         return self._uses.promise(table.id, look_up, found, dated=table.dated, reading=reading)
+
+    @contextlib.contextmanager
+    def only_looking(self) -> Iterator[None]:
+        """Within the block this thread asks for itself only, so that nothing stays because of it."""
+        before = getattr(self._looking, "only", False)
+        self._looking.only = True
+        try:
+            yield
+        finally:
+            self._looking.only = before
 
     def note(self, table: Table, keys: Iterable[bytes]) -> None:
         """Says that records are about to be stored; they stay for now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -64,6 +65,12 @@ def verify_store(
         if report is not None:
             return report
         LOGGER.info("%s is not to be administered by us: reading all that its path infos name", remote.url)
+    # A verification must not make everything stay that it has come across.
+    with contextlib.nullcontext() if services.packs is None else services.packs.only_looking():
+        return _verify(services, progress, nar_hashes=nar_hashes)
+
+
+def _verify(services: Services, progress: Progress, *, nar_hashes: bool) -> VerifyReport:
     report = VerifyReport()
     damaged = {} if services.packs is None else _check_packs(services.packs, report, progress)
     paths = _PathCheck(services, damaged, progress)

@@ -325,6 +325,15 @@ def test_what_was_answered_to_be_there_stays(folder: Path, trees: list[PathInfo]
         assert not store.blobs.has(large.digest)
 
 
+def test_a_verification_keeps_nothing(folder: Path, trees: list[PathInfo]) -> None:
+    with opened(folder) as store:
+        check(store)
+        store.path_infos.delete_many([trees[0].digest])
+        report = collect(store, keep=[trees[1].store_path])
+        assert (report.fresh, report.paths_dropped) == (0, 2)
+        assert set(last_used(packs_of(store).index)) == {trees[1].digest}
+
+
 def test_what_a_server_has_answered_stays_for_the_grace(
     folder: Path, trees: list[PathInfo], served: None
 ) -> None:

@@ -11,7 +11,7 @@ from neve.castore.directories.local import DIRECTORIES
 from neve.errors import Corrupt, NeveError, Unavailable, Unsupported
 from neve.packstore.check import pack_bytes
 from neve.packstore.compaction import compact, worth_rewriting
-from neve.packstore.dates import last_used, note_used
+from neve.packstore.dates import forget_used, last_used, note_used
 from neve.packstore.gate import collection_lock
 from neve.packstore.index import TABLES
 from neve.packstore.location import Location
@@ -103,6 +103,9 @@ class _Run:
         roots = [*named(self._contents, self._rules, pinned), *fresh.paths]
         kept = choose(self._packs, paths, self._rules, roots, used, now, self._progress)
         if not self._rules.dry_run:
+            gone = used.keys() - paths.references.keys() - fresh.paths
+            if gone:
+                self._packs.index.run(lambda txn: forget_used(txn, gone))
             undated = [digest for digest in kept if digest not in used]
             if undated:
                 note_used(self._packs.index, undated, now)
