@@ -98,9 +98,12 @@ class Staging:
         """Parks the pack in use if nobody needs it now. Called with the append lock and the state held."""
         held = self._pack
         idle = not (self._sessions or self._leading or self._full or self._common.frames)
-        if held is None or not idle or self._committing.frames or self._parked is not None:
+        if held is None or not idle or self._committing.frames:
             return
         self._pack = None
+        if self._parked is not None:
+            self._parked.close()  # Another one was in use meanwhile; others may have this one.
+            self._parked = None
         try:
             parked = not held.is_full and held.park()
         except NeveError:
@@ -170,7 +173,8 @@ class Staging:
 
     def _open_packs(self) -> int:
         with self.append_lock, self._state:
-            return len(self.held()) + sum([len(session.packs) for session in self._sessions])
+            parked = self._parked is not None
+            return len(self.held()) + parked + sum([len(session.packs) for session in self._sessions])
 
     def _write_waiting(self, session: Session, held: OpenPack, portion: Portion) -> None:
         """Appends what waits to a pack; called with the append lock held. If that fails, what is not there
@@ -214,7 +218,7 @@ class Staging:
                 self._pack = None
         with self._open_lock:
             if self._pack is None:
-                self._use(self._open())
+                self._use(self._resume() or self._open())
 
     def _use(self, opened: OpenPack) -> None:
         with self.append_lock:
@@ -223,14 +227,16 @@ class Staging:
                 return
         opened.close()  # Meanwhile another session's pack has become the one in use.
 
-    def _open(self) -> OpenPack:
-        """The pack that was parked, or another one. Called with the open lock held."""
+    def _resume(self) -> OpenPack | None:
+        """The pack that was parked, if it can be appended to. Called with the open lock held."""
         with self.append_lock:
             parked, self._parked = self._parked, None
-        if parked is not None:
-            if parked.resume():
-                return parked
+        if parked is not None and not parked.resume():
             parked.close()
+            return None
+        return parked
+
+    def _open(self) -> OpenPack:
         recover(self._path, self._index, self._key)
         return open_pack(self._path, self._index, self._key)
 
