@@ -106,25 +106,32 @@ class Uses:
         if self._all_noted(table, keys):
             return result
         try:
-            return self._promise(table, look_up, found)
+            return self._promise(table, keys, look_up, found)
         except NeveError:
             if reading:
                 return result
             raise
 
-    def _promise(self, table: int, look_up: Callable[[], T], found: Callable[[T], Iterable[bytes]]) -> T:
-        """Notes first, and looks then."""
+    def _promise(
+        self,
+        table: int,
+        keys: Iterable[bytes],
+        look_up: Callable[[], T],
+        found: Callable[[T], Iterable[bytes]],
+    ) -> T:
+        """Notes ``keys`` first, and looks then."""
+        wanted = {(table, key) for key in keys}
         notes: set[Note] = set()
         while True:
             before = self._gate.even()
             with self._lock:
-                known = self._noted if self._noted_since == before.collections else notes
-            if missing := {(table, key) for key in found(look_up())} - notes - known:
-                self._append(missing)
-                notes |= missing
+                known = self._noted if self._noted_since == before.collections else set()
+            if new := wanted - notes - known:
+                self._append(new)
+                notes |= new
             result = look_up()
-            new = {(table, key) for key in found(result)} - notes - known
-            if self._gate.signs() == before and not new:
+            wanted = {(table, key) for key in found(result)}
+            if self._gate.signs() == before and wanted <= notes | (wanted & known):
                 break
         with self._lock:
             # Only now: from here on others answer without a look at the gate.
