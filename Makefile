@@ -15,12 +15,12 @@ TESTS ?= tests
 PYTEST_OPTIONS ?= -n 2
 
 # What a test needs of the system, as Debian's packages; tests/conftest.py skips tests without it.
-SYSTEM_PACKAGES := busybox-static chromium chromium-driver cpio fuse3 linux-image-cloud-amd64 linux-source-6.1 \
-	nix-bin qemu-system-x86 strace
+SYSTEM_PACKAGES := busybox-static chromium chromium-driver cpio fish fuse3 groff-base linux-image-cloud-amd64 \
+	linux-source-6.1 nix-bin qemu-system-x86 strace systemd zsh
 
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test test-system-deps check bench clean
+.PHONY: help setup demo test test-system-deps check man audit bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -60,11 +60,20 @@ test-system-deps:  ## as root, on Debian: install what else the tests need
 check: setup  ## the gate: format, lint, types, layers, generated code, lock
 	@scripts/check
 
+man: setup  ## write the manual page anew, from what --help says
+	@"$(VENV)/bin/python" scripts/gen_man.py
+
+# In an environment of its own, so that what it brings is not audited. Needs the network.
+audit:  ## compare the locked dependencies with the databases of known vulnerabilities
+	@"$(PYTHON)" -m venv "$(VENV)-audit"
+	@"$(VENV)-audit/bin/python" -m pip install --quiet pip-audit
+	@"$(VENV)-audit/bin/pip-audit" --strict --no-deps --disable-pip --requirement constraints.txt
+
 bench: setup  ## run every benchmark
 	@set -e; shopt -s nullglob; \
 	for script in benchmarks/[!_]*.py; do echo "== $$script"; "$(VENV)/bin/python" "$$script"; done
 
 clean:  ## remove the environment, the demo's store and all caches
-	rm -rf .venv demo-store build src/*.egg-info
+	rm -rf .venv .venv-audit demo-store build src/*.egg-info
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

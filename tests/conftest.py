@@ -65,12 +65,15 @@ def _guests() -> str | None:
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": lambda: _program("chromium") or _program("chromedriver"),
+    "completion": lambda: _program("bash") or _program("zsh") or _program("fish"),
     "fuse": _fuse,
     "kernel": _kernel_source,
+    "manual": lambda: _program("groff"),
     "nix": lambda: _program("nix-store"),
     "qemu": _guests,
     "root": _mounts,
     "strace": lambda: _program("strace"),
+    "systemd": lambda: _program("systemd-analyze") or _program("systemd-socket-activate"),
 }
 
 
@@ -84,6 +87,8 @@ def pytest_configure() -> None:
     # Whoever has the tests traced does not mean the programs that they start.
     for name in [name for name in os.environ if name.startswith(("OTEL_", "TRACEPARENT"))]:
         del os.environ[name]
+    # Nor does the configuration of this machine count.
+    os.environ["NEVE_CONFIG"] = ""
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from neve.cli.collecting import gc
+from neve.cli.commands import cli
 from neve.cli.server_options import shown_size
 from neve.fs.fuse.session import MAX_READ_BYTES
 from neve.fs.vhost.device import DRAIN_SECONDS
@@ -69,3 +70,14 @@ def test_the_limits_of_virtiofs_are_told() -> None:
     assert f"Queues have up to {MAX_QUEUE_SIZE} entries, requests up to {MAX_REQUEST_BYTES >> 10} KiB" in text
     assert f"contents are read up to {MAX_READ_BYTES >> 20} MiB at a time" in text
     assert f"waits up to {DRAIN_SECONDS:g} seconds for requests in flight" in text
+
+
+def test_the_guide_to_backups_tells_every_option_of_a_mirror() -> None:
+    text = (DOCS / "backup.md").read_text()
+    mentioned = set(re.findall(r"--[a-z-]+", text))
+    options = {
+        command: {name for option in cli.commands[command].params for name in option.opts if name[:2] == "--"}
+        for command in ("mirror", "verify")
+    }
+    assert options["mirror"] <= mentioned
+    assert mentioned - {"--admin-listen"} <= options["mirror"] | options["verify"]

@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from neve.castore.blobs.base import BlobReader, BlobService, blob_not_found
 from neve.castore.directories.base import DirectoryService
@@ -23,6 +23,9 @@ from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.services import Services, open_services
 from neve.telemetry import NO_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from neve.store.mirror import MirrorOptions, MirrorReport
 
 
 class Store:
@@ -104,6 +107,19 @@ class Store:
     def nar(self, path: str | StorePath, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The NAR of a store path (or its bytes ``start`` to ``stop``), in pieces."""
         return self.services.renderer.stream(self.existing_node(path), start, stop)
+
+    def mirror_to(
+        self,
+        target: Store,
+        options: MirrorOptions | None = None,
+        *,
+        progress: Progress = NO_PROGRESS,
+    ) -> MirrorReport:
+        """Copies to another store what it misses of this one; see ``neve.store.mirror``. What could not be
+        copied is told in the report."""
+        from neve.store.mirror import mirror
+
+        return mirror(self.services, target.services, options, progress=progress)
 
     def __enter__(self) -> Self:
         return self

@@ -235,6 +235,42 @@ def test_in_the_background_it_hears_signals(store: str, base_name: str, place: P
     assert not is_mounted(place)
 
 
+AUTOMOUNT = """
+import ctypes, fcntl, os, struct, subprocess, sys
+folder, file, *command = sys.argv[1:]
+reading, writing = os.pipe()
+options = f"fd={writing},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+if ctypes.CDLL(None).mount(b"auto", os.fsencode(folder), b"autofs", 0, options.encode()):
+    sys.exit("no autofs")
+os.close(writing)
+trigger = os.open(folder, os.O_RDONLY)
+looker = subprocess.Popen(["cat", f"{folder}/{file}"], process_group=0)
+try:
+    (token,) = struct.unpack_from("<8xI", os.read(reading, 4096))
+    subprocess.run(command, check=True, timeout=60)
+    fcntl.ioctl(trigger, 0x9360, token)  # Ready.
+    looker.wait(60)
+finally:
+    looker.kill()
+    os.close(trigger)
+    subprocess.run(["umount", folder])
+"""
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(
+    "autofs" not in Path("/proc/filesystems").read_text(), reason="this kernel has no automounts"
+)
+def test_it_is_mounted_when_somebody_looks(store: str, base_name: str, place: Path) -> None:
+    """As systemd does for x-systemd.automount: whoever is not of its process group waits for the mount, so
+    the one that mounts has to be."""
+    command = ["unshare", "--mount", sys.executable, "-c", AUTOMOUNT, str(place), base_name]
+    result = run(*command, *NEVE, "mount", "--background", place, "--store", store, start_new_session=True)
+    assert (result.returncode, result.stdout) == (0, "Hello\n")
+    assert result.stderr == f"neve: mounted {store} at {place}\n"
+    until(lambda: not servers_of(place))
+
+
 HELPER = (sys.executable, "-m", "neve.cli.mount_helper")
 
 

@@ -21,7 +21,7 @@ from tests.cli.conftest import Neve
 def given(monkeypatch: pytest.MonkeyPatch) -> list[GuestOptions]:
     """What the command asks for, instead of doing it."""
     calls: list[GuestOptions] = []
-    monkeypatch.setattr("neve.fs.vhost.run.run_virtiofs", lambda options, _open: calls.append(options))
+    monkeypatch.setattr("neve.fs.vhost.run.run_virtiofs", lambda options, *_: calls.append(options))
     return calls
 
 

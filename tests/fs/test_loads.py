@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from neve.errors import NeveError, Unavailable
-from neve.fs.loads import Closed, Held, Loads, NotAtHand, Waiter, from_held
+from neve.fs.loads import Closed, Far, Held, Loads, NotAtHand, Waiter, from_held
 from tests.logged import logged
 
 from .services import Gate
@@ -74,6 +74,47 @@ def test_what_is_wanted_comes(loads: Loads, source: Squares) -> None:
 
 def test_the_same_twice(loads: Loads, source: Squares) -> None:
     assert Reader(loads, source, 3, 3).values() == [9, 9]
+
+
+def test_one_thread_that_is_idle_is_not_counted_on_twice(loads: Loads, source: Squares) -> None:
+    assert Reader(loads, source, 1).values() == [1]
+    assert loads.wait_until_idle(SECONDS)
+    source.gate.close()
+    readers = [Reader(loads, source, number) for number in (2, 3, 4)]
+    for _ in readers:
+        source.gate.wait_for_call()
+    source.gate.open()
+    assert [reader.values() for reader in readers] == [[4], [9], [16]]
+
+
+class FarSquares(Squares, Far):
+    """Squares that take minutes."""
+
+
+@pytest.mark.parametrize(("threads", "for_far"), [(4, 3), (2, 1)])
+def test_what_is_far_leaves_threads_to_what_is_near(threads: int, for_far: int) -> None:
+    far, near = FarSquares(), Squares()
+    far.gate.close()
+    loads = Loads(threads)
+    readers = [Reader(loads, far, number) for number in range(1, 9)]
+    given_up = Reader(loads, far, 9)
+    given_up.waiter.given_up = True
+    for _ in range(for_far):
+        far.gate.wait_for_call()
+    assert Reader(loads, near, 3, 4).values() == [9, 16]
+    assert len(far.batches) == for_far
+    assert Reader(loads, near, 5).values() == [25]
+    far.gate.open()
+    assert [reader.values() for reader in readers] == [[number**2] for number in range(1, 9)]
+    assert len(far.batches) == len(readers)
+    loads.close()
+    assert loads.wait_until_idle(SECONDS)
+
+
+def test_what_is_far_comes_with_one_thread_too() -> None:
+    loads = Loads(1)
+    assert Reader(loads, FarSquares(), 2).values() == [4]
+    loads.close()
 
 
 def test_what_is_under_way_is_waited_for(loads: Loads, source: Squares) -> None:

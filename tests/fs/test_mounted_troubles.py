@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -27,6 +28,16 @@ from .mounts import SECONDS, Mount, in_parallel, is_mounted, mounting, python, r
 from .samples import LARGE, imported
 
 pytestmark = pytest.mark.fuse
+
+
+def is_in(process: int, folder: Path) -> bool:
+    """Whether a process has a file open there, and so waits to read from it, or soon will."""
+    with contextlib.suppress(OSError):
+        return any(
+            os.readlink(file).startswith(f"{folder}/") for file in Path(f"/proc/{process}/fd").iterdir()
+        )
+    return False
+
 
 READ = "import sys; sys.stdout.write(open(sys.argv[1]).read())"
 
@@ -118,6 +129,57 @@ def test_a_backend_that_hangs(stored: Stored, tmp_path: Path, mounted: Callable[
                 assert mount.ended() == 0
 
 
+STUCK = """
+import os, sys
+for number in range(100, 300):
+    fd = os.open(f"{sys.argv[1]}/file-{number}", os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+print("asked", flush=True)
+sys.stdin.read()
+"""
+
+AGAIN = """
+import os, sys
+with open(sys.argv[1], "rb") as file:
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    sys.stdout.buffer.write(file.read())
+"""
+
+
+def test_unmounted_by_force_while_a_backend_hangs(
+    stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]
+) -> None:
+    """That cuts it off, and does not unmount it."""
+    with served(stored.store, tmp_path / "socket") as daemon:
+        mount = mounted(daemon.url)
+        assert mount.path(stored.base_name, "text").read_text() == "Hello\n"
+        assert run("ls", "-l", mount.path(stored.base_name, "many")).returncode == 0
+        with daemon.paused(), in_parallel("cat", mount.path(stored.base_name, "many", "file-007")) as reader:
+            until(lambda: is_in(reader.pid, mount.folder))
+            run("umount", "--force", mount.folder)
+            assert reader.wait(SECONDS) == 1
+            assert mount.ended() == 0
+            assert not is_mounted(mount.folder)
+
+
+def test_many_readers_of_a_backend_that_hangs(
+    stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]
+) -> None:
+    """However many there are, what is at hand here, but not in the kernel, can be read."""
+    with served(stored.store, tmp_path / "socket") as daemon:
+        mount = mounted(daemon.url)
+        at_hand, many = mount.path(stored.base_name, "text"), mount.path(stored.base_name, "many")
+        assert run("ls", "-l", many).returncode == 0
+        assert at_hand.read_text() == "Hello\n"
+        with daemon.paused():
+            command = [sys.executable, "-c", STUCK, str(many)]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as readers:
+                assert readers.stdout is not None
+                assert readers.stdout.readline() == b"asked\n"
+                assert python(AGAIN, at_hand).stdout == "Hello\n"
+
+
 def test_more_waiting_readers_than_threads(
     stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]
 ) -> None:
@@ -168,6 +230,18 @@ def test_a_signal_unmounts(stored: Stored, mounted: Callable[..., Mount], number
     assert len(mount.log) == 1
 
 
+def test_several_signals_unmount(stored: Stored, mounted: Callable[..., Mount]) -> None:
+    """As a closing terminal sends them, or systemd: they are there at once, even while files are open."""
+    mount = mounted(stored.store)
+    with in_parallel("tail", "-f", mount.path(stored.base_name, "text")) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "Hello\n"
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGCONT):
+            mount.process.send_signal(number)
+        assert mount.ended() == 0
+        assert not is_mounted(mount.folder)
+
+
 def test_umount_ends_it(stored: Stored, mounted: Callable[..., Mount]) -> None:
     mount = mounted(stored.store)
     assert run("umount", mount.folder).returncode == 0
@@ -200,6 +274,32 @@ def test_unmounted_while_files_are_open(stored: Stored, mounted: Callable[..., M
         assert not is_mounted(mount.folder)
         # The kernel has the rest of it; the file itself is gone.
         assert reader.communicate("\n", timeout=SECONDS)[0] == "lo\n\n2\n"
+
+
+def test_something_else_is_mounted_over_it(stored: Stored, mounted: Callable[..., Mount]) -> None:
+    mount = mounted(stored.store)
+    assert run("mount", "-t", "tmpfs", "tmpfs", mount.folder).returncode == 0
+    mount.process.terminate()
+    assert mount.ended() == 1
+    reason = "another file system (tmpfs) is mounted over it; umount that one, then this one"
+    assert mount.log[1:] == [f"neve: cannot unmount {mount.folder}: {reason}"]
+    remove(mount.folder)
+
+
+def test_it_is_bound_to_another_place(stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]) -> None:
+    """As long as it is anywhere it is served, and it goes from everywhere."""
+    mount = mounted(stored.store)
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    try:
+        assert run("mount", "--bind", mount.path(stored.base_name, "bin"), bound).returncode == 0
+        assert run("umount", mount.folder).returncode == 0
+        assert (bound / "alias").read_text() == (stored.tree / "bin" / "run").read_text()
+        mount.process.terminate()
+        assert mount.ended() == 0
+        assert not is_mounted(bound)
+    finally:
+        remove(bound)
 
 
 def test_killed(stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]) -> None:

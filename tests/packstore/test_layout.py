@@ -86,8 +86,30 @@ def test_opening_makes_no_store_unasked(folder: Path, read_only: bool) -> None:
 
 def test_a_newer_version_is_refused(folder: Path) -> None:
     PackStore.open(folder).close()
-    change(folder, version=2)
-    with pytest.raises(InvalidRequest, match="format version 2, this neve knows up to 1"):
+    # Whatever else a newer one says, and checks in another way.
+    (folder / STORE_FILE).write_text(json.dumps({"format": "neve-store", "version": 2, "check": [1]}))
+    for read_only in (False, True):
+        with pytest.raises(InvalidRequest, match=r"format version 2, this neve knows version 1: use a newer"):
+            PackStore.open(folder, read_only=read_only)
+
+
+def test_an_older_version_is_refused_and_the_way_out_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it will be when there is a second one."""
+    PackStore.open(folder).close()
+    monkeypatch.setattr(layout, "VERSION", 2)
+    with pytest.raises(InvalidRequest, match=r"version 1, this neve knows version 2: serve it .*neve mirror"):
+        PackStore.open(folder)
+    PackStore.open(folder.with_name("new")).close()
+    assert read_description(folder.with_name("new"))
+
+
+@pytest.mark.parametrize("version", [0, -1, True, "1", 1.0, None])
+def test_what_is_no_version(folder: Path, version: object) -> None:
+    PackStore.open(folder).close()
+    change(folder, version=version)
+    with pytest.raises(InvalidRequest, match="does not describe a neve store"):
         PackStore.open(folder)
 
 

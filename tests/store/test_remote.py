@@ -94,6 +94,8 @@ class TestPathInfosWithoutAdministration(_PathInfos):
 
 
 class _NarNodes(NarNodesContract):
+    can_list = False
+
     @pytest.fixture
     def nar_nodes(self, daemon: RunningDaemon, way: Way) -> Iterator[NarNodes]:
         nar_nodes = GrpcNarNodes(open_admin(parse_address(client_url(daemon, way))))
@@ -107,6 +109,8 @@ class TestNarNodes(_NarNodes):
 
 
 class TestNarNodesOfAForeignServer(NarNodesContract):
+    can_list = False
+
     @pytest.fixture
     def nar_nodes(self) -> Iterator[NarNodes]:
         with foreign_server() as url:

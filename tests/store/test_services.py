@@ -149,7 +149,7 @@ def test_what_is_no_store(tmp_path: Path) -> None:
         ("file", NeveError, "file"),
         ("full", InvalidRequest, "not empty"),
         ("damaged", Corrupt, "cannot be read as a store description"),
-        ("newer", InvalidRequest, "version 99, this neve knows up to 1: use a newer neve"),
+        ("newer", InvalidRequest, "version 99, this neve knows version 1: use a newer neve"),
         ("absent?mode=ro", NotFound, "is not a neve store|cannot open the store"),
     ]
     for name, error, message in cases:

@@ -76,3 +76,13 @@ def test_memory_is_bounded() -> None:
         files.put("log", "c", b"1")
     files.put("log", "b", b"")
     files.put("log", "c", b"1")
+
+
+def test_listing(files: SmallFiles) -> None:
+    names = [("log", "b"), ("log", "\u00fc"), ("a", "z/x"), ("log", "a")]
+    for kind, name in names:
+        files.put(kind, name, b"contents")
+    expected = [("a", "z/x"), ("log", "a"), ("log", "b"), ("log", "\u00fc")]
+    assert list(files.list()) == expected
+    assert list(files.list(expected[0], 2)) == expected[1:3]
+    assert list(files.list(expected[-1])) == []

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import click
 
+from neve.errors import Unavailable
 from neve.telemetry import LOGGER
 
 Ready: TypeAlias = Callable[[], None]
@@ -21,11 +22,14 @@ _SYSLOG = "/dev/log"
 _READY = b"+"
 
 
-def in_background(work: Callable[[Ready], None]) -> None:
+def in_background(work: Callable[[Ready], None], *, same_group: bool = False) -> None:
     """Does ``work`` in another process, and returns when that is ready, here and, much later, there.
 
     If it ends before, so does this process, in the same way; what is the matter the other one has told.
     To be called while there is but one thread, and nothing is open that must not be used by two processes.
+
+    The other process leaves the group (and session) of this one at once, and so hears nothing of the
+    terminal; with ``same_group`` only when it is ready.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -34,9 +38,12 @@ def in_background(work: Callable[[Ready], None]) -> None:
         _wait(child, reading)
         return
     os.close(reading)
-    os.setsid()
+    if not same_group:
+        os.setsid()
 
     def ready() -> None:
+        if same_group:
+            os.setsid()
         _let_go()
         os.write(writing, _READY)
         os.close(writing)
@@ -55,7 +62,10 @@ def _wait(child: int, reading: int) -> None:
         os.close(reading)
     if ready != _READY:
         _, status = os.waitpid(child, 0)
-        raise click.exceptions.Exit(abs(os.waitstatus_to_exitcode(status)) or 1)
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:  # Then it has told nothing.
+            raise Unavailable(f"the process in the background was killed: {signal.strsignal(-code)}")
+        raise click.exceptions.Exit(code or 1)
 
 
 def _let_go() -> None:

@@ -7,6 +7,8 @@ import click
 from neve import __version__
 from neve.cli import (
     collecting,
+    completion,
+    config,
     copying,
     daemon,
     ingest,
@@ -14,15 +16,19 @@ from neve.cli import (
     keys,
     logs,
     maintain,
+    manual,
+    mirror,
     mount,
     serve,
     token,
     tracing,
     virtiofs,
 )
+from neve.cli.configuration import Configured, config_option
 
 
 @click.group(
+    cls=Configured,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     invoke_without_command=True,
 )
@@ -34,6 +40,7 @@ from neve.cli import (
     help="What to log. With 'debug', failures come with a traceback.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Log lines as JSON.")
+@config_option
 @click.option(
     "--otlp/--no-otlp",
     default=None,
@@ -91,6 +98,7 @@ def key() -> None:
 
 cli.add_command(ingest.import_command)
 cli.add_command(copying.copy)
+cli.add_command(mirror.mirror)
 nar.add_command(inspect.nar_export)
 nar.add_command(ingest.nar_import)
 archive.add_command(ingest.archive_import)
@@ -106,5 +114,8 @@ cli.add_command(daemon.daemon_worker)
 cli.add_command(serve.serve)
 cli.add_command(serve.serve_worker)
 cli.add_command(token.token)
+cli.add_command(completion.completion)
+cli.add_command(config.config)
+cli.add_command(manual.man)
 cli.add_command(mount.mount)
 cli.add_command(virtiofs.virtiofs)

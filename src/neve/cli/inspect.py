@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neve.cli import output
+from neve.cli.ingest import BYTES_PATH
 from neve.cli.interrupts import grace
 from neve.cli.options import STORE_PATH, StoreOptions, store_options
 from neve.cli.progress import is_shown, progress_bar
@@ -17,6 +18,8 @@ from neve.cli.sizes import shown_bytes
 from neve.errors import Unsupported
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from neve.castore.node import Node
     from neve.library import Store
     from neve.nix.store_path import StorePath
@@ -29,8 +32,19 @@ _PIECE_BYTES = 1024 * 1024
 _REMOVAL_SECONDS = 300.0
 """How long an interrupted export may take to remove what it has written."""
 
-IN_STORE = click.Path(readable=False, path_type=bytes)
-"""A path in the store: a store path, absolute or as base name, and perhaps more below it."""
+
+class InStoreType(click.Path):
+    """A path in the store: a store path, absolute or as base name, and perhaps more below it."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from neve.cli.completion import store_paths
+
+        return store_paths(ctx, incomplete)
+
+
+IN_STORE = InStoreType(readable=False, path_type=bytes)
 
 
 @click.command("export", short_help="Write the NAR of a store path to stdout.")
@@ -172,7 +186,7 @@ def file_contents(store: Store, path: bytes) -> Iterator[bytes]:
 
 @click.command(short_help="Write a path of the store to disk.")
 @click.argument("path", metavar="STORE_PATH[/SUB]", type=IN_STORE)
-@click.argument("destination", metavar="[DEST]", required=False, type=IN_STORE)
+@click.argument("destination", metavar="[DEST]", required=False, type=BYTES_PATH)
 @store_options
 def export(store: StoreOptions, path: bytes, destination: bytes | None) -> None:
     """Write what is at a path of the store to disk, as DEST.

@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -69,6 +69,56 @@ def grace(seconds: float) -> Iterator[None]:
         yield
     finally:
         _grace = before
+
+
+class Postponed:
+    """A block in which interrupts wait, but for where they are ``taken``: then one is, the first.
+
+    Those that come after it are not heard in the block at all: it is ending, and who is impatient must not
+    keep it from tidying up. For the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self._mask: set[int | signal.Signals] = set()
+        self._waiting: list[int] = []
+        self._is_taking = False
+
+    def __enter__(self) -> Self:
+        # The mask keeps them from the programs that are started in the block. Of the threads here it is for
+        # this one only: another may be given a signal, and Python runs the handler in this one all the same.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """In the block, the first interrupt raises ``Interrupted``, also one that has come before."""
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            self._is_taking = True
+            for number in self._waiting[:1]:
+                self._handle(number, None)
+            yield
+        finally:
+            self._is_taking = False
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._is_taking:
+            self._is_taking = False
+            self._handlers[number](number, frame)
+        else:
+            self._waiting.append(number)
 
 
 def _exit_later(number: int, seconds: float, over: threading.Event) -> None:

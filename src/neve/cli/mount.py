@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import click
 
 from neve.cli.background import Ready, in_background
 from neve.cli.filesystem import leave, session_options, shown
-from neve.cli.interrupts import grace
+from neve.cli.interrupts import Postponed, grace
 from neve.cli.options import StoreOptions, store_options
 from neve.cli.tracing import traced
 from neve.errors import Unavailable
@@ -20,9 +21,10 @@ from neve.registry import shown_url
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
-    from neve.fs.fuse.mounting import Mounted, MountOptions
+    from neve.fs.fuse.mounting import MountOptions
     from neve.fs.fuse.session import SessionOptions
     from neve.library import Store
+    from neve.serving.manager import ServiceManager
 
 _READERS = 2
 """Threads that answer the kernel: one copies contents into it while the other one thinks."""
@@ -52,7 +54,8 @@ def mount(
       neve mount /mnt
       neve mount --background --allow-other /mnt --store grpc+unix:///run/neve/socket
     """
-    from neve.fs.fuse.mounting import MountOptions, check_mount_point
+    from neve.fs.fuse.mounting import MountOptions, check_mount_point, is_automount
+    from neve.serving.manager import ServiceManager
 
     how = MountOptions(
         source=shown_url(store.url),
@@ -64,17 +67,27 @@ def mount(
 
     otlp = click.get_current_context().find_root().params["otlp"]
 
+    # What goes on in the background has a process of its own, of which nobody waits to hear.
+    manager = ServiceManager(None if background else os.environ)
+
     def serve(ready: Ready) -> None:
         with grace(_GRACE_SECONDS), traced(otlp, "mount"), store.open() as opened:
-            _serve(opened, place, how, session, ready)
+            _serve(opened, place, how, session, ready, manager)
 
     if background:
-        in_background(serve)
+        in_background(serve, same_group=is_automount(place))
     else:
         serve(lambda: None)
 
 
-def _serve(store: Store, place: Path, how: MountOptions, what: SessionOptions, ready: Ready) -> None:
+def _serve(
+    store: Store,
+    place: Path,
+    how: MountOptions,
+    what: SessionOptions,
+    ready: Ready,
+    manager: ServiceManager,
+) -> None:
     """Mounts, answers the kernel until it is unmounted, or unmounts at an interrupt."""
     from neve.fs.fuse.device import Device
     from neve.fs.fuse.mounting import mount as mount_at
@@ -82,32 +95,42 @@ def _serve(store: Store, place: Path, how: MountOptions, what: SessionOptions, r
     from neve.fs.fuse.session import Session
 
     session = Session(shown(store), what)
-    mounted: Mounted | None = None
-    try:
-        with _no_interrupts():
-            mounted = mount_at(place, how)
+    with Postponed() as interrupts:  # It is either mounted and known to be, or not.
+        mounted = mount_at(place, how)
         device = Device(mounted.fd, session, _READERS)
-        device.start()
-        LOGGER.info("mounted %s at %s", how.source, place)
-        ready()
-        device.wait()
-    except KeyboardInterrupt:
-        LOGGER.debug("unmounting %s", place)
-    except OSError as error:
-        raise Unavailable(f"/dev/fuse fails: {error.strerror}") from error
-    finally:
-        if mounted is not None:
-            with _no_interrupts():
-                unmount(mounted)
+        try:
+            device.start()
+            with interrupts.taken():
+                LOGGER.info("mounted %s at %s", how.source, place)
+                ready()
+                manager.ready(f"mounted {how.source} at {place}")
+                with _watched(place, manager):
+                    device.wait()
+        except KeyboardInterrupt:
+            LOGGER.debug("unmounting %s", place)
+            manager.stopping(f"unmounting {place}", _GRACE_SECONDS)
+        except OSError as error:
+            raise Unavailable(f"/dev/fuse fails: {error.strerror}") from error
+        finally:
+            unmount(mounted, everywhere=not device.wait_at_most(0))
     session.close()
     leave([session])
 
 
 @contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """In the block, signals wait: it is either mounted and known to be, or not."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+def _watched(place: Path, manager: ServiceManager) -> Iterator[None]:
+    """In the block, the manager is told that all is well while the kernel gets answers from us."""
+    over = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):  # It is unmounted: the end is near.
+            while not over.wait(manager.beat_seconds):
+                os.statvfs(place)
+                manager.alive()
+
+    if manager.beat_seconds is not None:
+        threading.Thread(target=ask, name="neve-watch", daemon=True).start()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        over.set()

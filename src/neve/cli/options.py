@@ -20,6 +20,8 @@ from neve.registry import parse_address, shown_url
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from neve.library import Store
     from neve.nix.store_path import StorePath
 
@@ -28,6 +30,9 @@ else:
     _StorePathBase = click.ParamType
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+STORE_OPTIONS = ("store", "blob-service-addr", "directory-service-addr", "path-info-service-addr")
+"""The options that name the store, which most commands have."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class StoreOptions:
     blob_service: str | None = None
     directory_service: str | None = None
     path_info_service: str | None = None
+    if_missing: str = "; name another with --store, or import something first"
 
     @contextlib.contextmanager
     def open(self, *, write: bool = False) -> Iterator[Store]:
@@ -67,10 +73,10 @@ class StoreOptions:
                 blob_service=blobs,
                 directory_service=directories,
                 path_info_service=path_infos,
-                netrc_file=_netrc_file(),
+                netrc_file=netrc_file(),
             )
         except NotFound as error:
-            raise NotFound(f"{error}; name another with --store, or import something first") from error
+            raise NotFound(f"{error}{self.if_missing}") from error
         interrupted = False
         try:
             yield store
@@ -104,13 +110,15 @@ def _read_only(url: str) -> str:
     return f"{url}{'&' if address.parameters else '?'}mode=ro"
 
 
-def _netrc_file() -> str:
+def netrc_file() -> str:
     """The user's file of passwords; there may be none."""
     return os.environ.get("NETRC") or os.path.join(os.path.expanduser("~"), ".netrc")
 
 
 def default_store() -> str:
-    """Where the store is if nobody says it."""
+    """Where the store is if nobody says it: for a service, in the folder that systemd made for it."""
+    if state := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return f"local://{quote(os.fsencode(os.path.abspath(state)))}"
     if os.geteuid() == 0:
         return "local:///var/lib/neve"
     return f"local://{quote(os.fsencode(_xdg_folder('XDG_DATA_HOME', '.local/share')))}"
@@ -133,7 +141,8 @@ def _xdg_folder(variable: str, below_home: str) -> str:
     return os.path.join(base, "neve")
 
 
-def _check_address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+def check_address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A callback of what is an address: one that is none is wrong usage."""
     if value is not None:
         try:
             parse_address(value)
@@ -144,7 +153,7 @@ def _check_address(_context: click.Context, _parameter: click.Parameter, value: 
 
 def _address_option(name: str, variable: str, what: str) -> Callable[[Command], Command]:
     return click.option(
-        name, metavar="URL", envvar=variable, show_envvar=True, callback=_check_address, help=what
+        name, metavar="URL", envvar=variable, show_envvar=True, callback=check_address, help=what
     )
 
 
@@ -198,6 +207,13 @@ class StorePathType(_StorePathBase):
             return StorePath.parse(value if value.startswith("/") else f"{STORE_DIR}/{value}")
         except InvalidRequest as error:
             self.fail(str(error), parameter, context)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from neve.cli.completion import store_paths
+
+        return store_paths(ctx, incomplete)
 
 
 STORE_PATH = StorePathType()

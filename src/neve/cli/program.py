@@ -6,13 +6,15 @@ import os
 
 import click
 
-from neve.cli import logs, output
+from neve.cli import completion, logs, output
 from neve.cli.commands import cli
 from neve.errors import NeveError
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command line; returns its exit code. Raises nothing but ``KeyboardInterrupt``."""
+    if completion.asked():
+        return completion.answer(cli)
     try:
         invoke(arguments)
         return 0

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import grp
 import importlib
+import math
 import os
 import re
 import sys
@@ -59,6 +60,16 @@ class SizeType(_SizeBase):
         if size < 1 or size != int(size):
             self.fail(f"{value!r} is no whole number of bytes, or none at all", parameter, context)
         return int(size)
+
+
+class SecondsType(click.FloatRange):
+    """A number of seconds, which has an end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):  # To which no bound applies.
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 class ModeType(_ModeBase):
@@ -123,7 +134,7 @@ def _limit_option(name: str, default: float, texts: Mapping[str, str]) -> click.
     if name.endswith("_bytes"):
         kind, metavar, shown = SizeType(), "SIZE", shown_size(int(default))
     elif isinstance(default, float):
-        kind, metavar = click.FloatRange(min=0, min_open=True), "SECONDS"
+        kind, metavar = SecondsType(min=0, min_open=True), "SECONDS"
     text = f"{texts.get(name, 'A limit.')}  [default: {shown}]"
     return click.Option([f"--{name.replace('_', '-')}"], type=kind, metavar=metavar, help=text)
 
@@ -190,7 +201,7 @@ def serving_options(default_address: str, in_flight: str) -> Callable[[Command],
         click.option("--socket-group", type=GroupType(), metavar="GROUP", help="Group of sockets."),
         click.option(
             "--grace",
-            type=click.FloatRange(min=0, max=86400),
+            type=SecondsType(min=0, max=86400),
             metavar="SECONDS",
             default=30,
             show_default=True,
@@ -243,7 +254,8 @@ def worker_start(
         services = (store.blob_service, store.directory_service, store.path_info_service)
         check_shareable([service or store.url for service in services])
     ours = context.find_root().params
-    log = ["--log-level", ours["log_level"], *(["--json"] if ours["as_json"] else [])]
+    # Without a configuration file: what it said here counts, also when a worker is started again.
+    log = ["--config=", "--log-level", ours["log_level"], *(["--json"] if ours["as_json"] else [])]
     log += options_for_worker(ours["otlp"])
     return WorkerStart(
         # -P: what lies in the current folder is not ours.

@@ -48,7 +48,8 @@ def _append(path: str, name: str, line: str) -> None:
     if any(each.name == name for each in known):
         raise Conflict(f"{path} has a token named {name} already; delete its line first")
     try:
-        with open(path, "a+b") as file:
+        # No secret; but who may write it may let himself in, whatever the umask.
+        with open(path, "a+b", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
             end = file.tell()
             file.seek(max(0, end - 1))
             broken = end > 0 and file.read(1) != b"\n"

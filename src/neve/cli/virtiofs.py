@@ -65,6 +65,7 @@ def virtiofs(
     """
     from neve.fs.vhost.device import DeviceOptions
     from neve.fs.vhost.run import GuestOptions, run_virtiofs
+    from neve.serving.manager import ServiceManager
 
     default_mode = OWNER_ONLY if socket_group is None else OWNER_AND_GROUP
     options = GuestOptions(
@@ -73,7 +74,7 @@ def virtiofs(
         socket_group=socket_group,
         device=DeviceOptions(tag=_tag(tag), unsealed_memory=unsealed_memory),
     )
-    run_virtiofs(options, lambda: _sessions(store, session))
+    run_virtiofs(options, lambda: _sessions(store, session), ServiceManager(os.environ))
 
 
 @contextlib.contextmanager

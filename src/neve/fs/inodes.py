@@ -24,8 +24,9 @@ ROOT: Final = 1
 """The number of the root, by the protocol."""
 
 MAX_INODES: Final = 4_000_000
-"""Most inodes that a kernel may know at once, about 1 GB. Linux itself spends a kilobyte on each, so that
-only a hostile guest gets there, walking a tree that contains itself many times over."""
+"""Most inodes that a guest may know at once, about 1 GB. Linux itself spends a kilobyte on each, so that only
+a hostile one gets there, walking a tree that contains itself many times over. The kernel of this machine
+is not limited: with memory enough it keeps more, and forgets them when it needs the memory."""
 
 
 class DirectoryInode(NamedTuple):

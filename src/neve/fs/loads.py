@@ -27,6 +27,11 @@ class Source(Hashable, Protocol):
         what has not come by then is fetched one by one, if somebody still waits for it."""
 
 
+class Far:
+    """Base of sources of which one call may take minutes, since it fetches all that a name stands for: they
+    are not given all threads."""
+
+
 Key: TypeAlias = tuple[Source, What]
 
 Held: TypeAlias = dict[Key, Any]
@@ -103,12 +108,14 @@ class Loads:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._max_ahead = threads // 2  # The others are for those who wait.
+        self._max_far = max(threads * 3 // 4, 1)  # The others are for what is near.
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._wanted: deque[_Task] = deque()
+        self._far: deque[_Task] = deque()
         self._ahead: deque[_Task] = deque()
         self._on_the_way: dict[Key, _Task] = {}
-        self._started = self._idle = self._running = self._running_ahead = 0
+        self._started = self._idle = self._running = self._running_ahead = self._running_far = 0
         self._done = threading.Condition(self._lock)
         self._closed = False
 
@@ -151,11 +158,13 @@ class Loads:
     def _submit(self, task: _Task) -> None:
         for what in task.waiting:
             self._on_the_way[task.source, what] = task
-        self._enqueue(self._ahead if task.ahead else self._wanted, task)
+        asked_for = self._far if isinstance(task.source, Far) else self._wanted
+        self._enqueue(self._ahead if task.ahead else asked_for, task)
 
     def _enqueue(self, queue: deque[_Task], task: _Task) -> None:
         queue.append(task)
         if self._idle:
+            self._idle -= 1  # Here, not where it wakes up: until then, another task may come.
             self._work.notify()
         elif self._started < self._threads:
             self._started += 1
@@ -166,7 +175,7 @@ class Loads:
 
     def _serve(self) -> None:
         while (task := self._next()) is not None:
-            ahead = task.ahead
+            ahead, far = task.ahead, isinstance(task.source, Far)
             try:
                 self._run(task)
             except Exception:
@@ -175,6 +184,7 @@ class Loads:
                 with self._lock:
                     self._running -= 1
                     self._running_ahead -= ahead
+                    self._running_far -= far
                     self._done.notify_all()
 
     def _next(self) -> _Task | None:
@@ -185,13 +195,17 @@ class Loads:
                     task.started = True
                     self._running += 1
                     self._running_ahead += task.ahead
+                    self._running_far += isinstance(task.source, Far)
                     return task
                 self._idle += 1
                 self._work.wait()
-                self._idle -= 1
             return None
 
     def _take(self) -> _Task | None:
+        while self._far and self._running_far < self._max_far:
+            task = self._far.popleft()
+            if self._still_wanted(task):
+                return task
         while self._wanted:
             task = self._wanted.popleft()
             if not task.started and self._still_wanted(task):
@@ -267,6 +281,7 @@ class Loads:
                 task.waiting[what] = []
             self._on_the_way.clear()
             self._wanted.clear()
+            self._far.clear()
             self._ahead.clear()
             self._work.notify_all()
         _call(complete)

@@ -16,7 +16,7 @@ from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node
 from neve.fs.caches import Cache
 from neve.fs.contents import Contents
-from neve.fs.loads import Held, Loads, NotAtHand, from_held
+from neve.fs.loads import Far, Held, Loads, NotAtHand, from_held
 from neve.fs.roots import RootNodes
 
 CACHED_ENTRIES: Final = 400_000
@@ -122,7 +122,7 @@ class _Closures:
             yield digest, None
 
 
-class _Roots:
+class _Roots(Far):
     """Source of what lies in the root, by name: a node, or None."""
 
     def __init__(self, roots: RootNodes) -> None:
@@ -133,7 +133,7 @@ class _Roots:
             yield name, self._roots.get(name)
 
 
-class _RootListings:
+class _RootListings(Far):
     """Source of listings of the root: names, and what kind of node each is."""
 
     def __init__(self, roots: RootNodes) -> None:

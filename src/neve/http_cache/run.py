@@ -13,6 +13,7 @@ from neve.http_cache.metrics import LAYOUT
 from neve.http_cache.process import Pages, Share, serve, share_for_worker
 from neve.http_cache.settings import Settings, to_json
 from neve.serving.main import Main, WorkerStart
+from neve.serving.manager import ServiceManager
 from neve.serving.metrics import SharedRows
 from neve.serving.process import Course
 from neve.serving.workers import Workers
@@ -35,7 +36,8 @@ def run_cache(
     pages: Pages,
     worker: WorkerStart,
 ) -> None:
-    """Serves until a signal ends it. ``environment`` says which sockets systemd passed on.
+    """Serves until a signal ends it. ``environment`` says which sockets systemd passed on, and what it wants
+    to know.
 
     Raises what opening the store raises, and ``InvalidRequest``, ``Conflict``, ``PermissionDenied`` and
     ``Unavailable`` if it cannot listen. To be called in the main thread.
@@ -45,7 +47,7 @@ def run_cache(
 
 class _Main(Main[Services]):
     def __init__(self, options: CacheOptions, environment: MutableMapping[str, str], pages: Pages) -> None:
-        super().__init__(options.workers, options.settings.grace)
+        super().__init__(options.workers, options.settings.grace, ServiceManager(environment))
         self._options = options
         self._environment = environment
         self._pages = pages

@@ -55,7 +55,9 @@ def make_lock_file(folder: Path, readers: int) -> None:
     temporary = path.with_name(f"{LOCK_FILE}.{os.getpid()}.tmp")
     with os_errors(f"cannot make {path}"):
         try:
-            temporary.write_bytes(bytes(_LOCK_HEAD + readers * _LOCK_OF_READER))
+            # Whatever the umask: who may write it may upset those who read.
+            with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
+                file.write(bytes(_LOCK_HEAD + readers * _LOCK_OF_READER))
             # Not a rename: another process may have made one meanwhile, and use it already.
             with contextlib.suppress(FileExistsError):
                 path.hardlink_to(temporary)

@@ -36,6 +36,9 @@ TMP_DIR = "tmp"
 USES_DIR = "uses"
 REBUILD_DIR = "index.rebuild"
 
+_OLDER = "serve it with the neve that made it, and copy it to a new store with neve mirror (docs/backup.md)"
+"""A store is not converted in its place: a failure half-way would be one of the only copy."""
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -165,7 +168,7 @@ def is_store(path: Path) -> bool:
 
 
 def read_description(path: Path) -> Description:
-    """Describes the store in ``path``; refuses a folder that is none, or of a newer version."""
+    """Describes the store in ``path``; refuses a folder that is none, or of another version."""
     with os_errors(f"cannot open the store in {path}"):
         if path.exists() and not path.is_dir():
             raise InvalidRequest(f"{path} is not a folder, so it cannot be a neve store")
@@ -178,12 +181,12 @@ def read_description(path: Path) -> Description:
         name, version = document["format"], document["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{path / STORE_FILE} cannot be read as a store description: {error!r}") from error
-    if name != FORMAT or not isinstance(version, int):
+    if name != FORMAT or type(version) is not int or version < 1:
         raise InvalidRequest(f"{path / STORE_FILE} does not describe a neve store")
-    if version > VERSION:
+    if version != VERSION:
         raise InvalidRequest(
-            f"the store in {path} has format version {version}, "
-            f"this neve knows up to {VERSION}: use a newer neve"
+            f"the store in {path} has format version {version}, this neve knows version {VERSION}: "
+            + ("use a newer neve" if version > VERSION else _OLDER)
         )
     if document.get("check") != _check_of(document):
         raise Corrupt(f"{path / STORE_FILE} is damaged: it does not match its checksum")

@@ -53,7 +53,8 @@ def offset_of(place: int) -> int:
     return place & ((1 << _OFFSET_BITS) - 1)
 
 
-def encode_location(key: bytes, location: Location) -> bytes:
+def encode_location(key: bytes, location: tuple[int, int, int, int, int, int, int, int]) -> bytes:
+    """``location`` is a ``Location``, or a tuple of the same."""
     tag, place, codec, stored_len, raw_len, entries_len, start, length = location
     body = _BODY.pack(tag, place, stored_len | codec << 30, raw_len, entries_len, start, length)
     return body + zlib.crc32(key + body).to_bytes(4, "little")

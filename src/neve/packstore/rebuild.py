@@ -42,13 +42,14 @@ def rebuild_index(path: Path, tables: Iterable[Table], progress: Progress = igno
     try:
         with layout.os_errors(f"cannot rebuild the index of {path}"):
             shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
+            scratch.mkdir(mode=0o755)
             index = Index(scratch, create=True)
             try:
                 result = _Rebuild(path, key, index, tables, progress).run()
             finally:
                 index.close()
-            (path / layout.INDEX_DIR).mkdir(exist_ok=True)
+            for folder in (layout.INDEX_DIR, layout.TMP_DIR):  # A backup may have neither.
+                (path / folder).mkdir(mode=0o755, exist_ok=True)
             (path / layout.INDEX_DIR / LOCK_FILE).unlink(missing_ok=True)
             (scratch / DATA_FILE).replace(path / layout.INDEX_DIR / DATA_FILE)
             layout.sync_directory(path / layout.INDEX_DIR)

@@ -23,6 +23,9 @@ class Report:
     """What a verification found."""
 
     problems: list[Problem] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    """Damage where nothing lies that is in use: what a repair leaves behind. No reader comes there, but who
+    looks after the disk had better know."""
     records: dict[str, int] = field(default_factory=dict)
     frames: int = 0
     stored_bytes: int = 0

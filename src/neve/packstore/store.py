@@ -38,6 +38,7 @@ from neve.packstore.writer import Writer
 T = TypeVar("T")
 
 _SEAL_SIZE = 16
+_USELESS_NEIGHBOURS = 8
 
 Near: TypeAlias = tuple[Location, int, int, int]
 """A record by its neighbour: the location of any record of its frame; its own tag, start, length."""
@@ -53,7 +54,7 @@ class Table:
 
     id: int
     name: str
-    check: Callable[[int, bytes, bytes], bool] | None = None
+    check: Callable[[int, bytes, bytes | memoryview], bool] | None = None
     collected: bool = False
     """Whether its records are dropped by a collection when nothing refers to them, so that it matters who was
     told that they are there (see ``uses``). Their keys have 32 bytes at most."""
@@ -231,17 +232,22 @@ class PackStore:
 
         One key is looked up in the index, its neighbours are learned from the frame's own entry
         table: a tenth of the cost. For content-addressed records only: a neighbour may have been
-        deleted, or moved, since its frame was written, but what is read is proven anyway.
+        deleted, or moved, since its frame was written, but what is read is proven anyway. Where the
+        neighbours of several keys were of no use, each key is looked up instead.
         """
         found: dict[bytes, Near] = {}
         frame: Location | None = None
         near: dict[bytes, tuple[int, int, int]] = {}
+        useless = 0
         for key in keys:
-            if (place := near.get(key)) is None or frame is None:
+            if frame is not None and (place := near.get(key)) is not None:
+                useless = 0
+            else:
                 if key in found or not (hit := self.index.get_many(table.id, [key])):
                     continue
                 frame = hit[key]
-                near = self._reader.neighbours(frame, table.id)
+                useless += 1
+                near = {} if useless > _USELESS_NEIGHBOURS else self._reader.neighbours(frame, table.id)
                 place = near.get(key, (frame.tag, frame.start, frame.length))
             found[key] = (frame, *place)
         return found

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from neve.castore.digest import DIGEST_SIZE, Digest
 from neve.castore.directories.local import DIRECTORIES
 from neve.castore.wire import fill_node_message, node_from_message
-from neve.errors import InvalidRequest, NotFound, PermissionDenied
+from neve.errors import Corrupt, InvalidRequest, NotFound, PermissionDenied
 from neve.nix import store_path
 from neve.nix.signing import Signature
 from neve.proto.neve.admin.protos import rpc_admin_pb2 as messages
@@ -75,15 +75,17 @@ class AdminHandlers:
         """Less than there are where they are large, but one at least."""
         response = messages.ListPathInfosResponse()
         size = 0
-        while limit and (page := self._services.path_infos.list(after, min(limit, _PATH_INFOS_AT_ONCE))):
-            for path_info in page:
-                message = path_info_to_message(path_info)
-                response.path_infos.append(message)
-                size += message.ByteSize()
+        list_encoded = self._services.path_infos.list_encoded
+        while limit and (page := list_encoded(after, min(limit, _PATH_INFOS_AT_ONCE))):
+            for _, encoded in page:
+                if isinstance(encoded, Corrupt):
+                    raise encoded
+                response.path_infos.add().ParseFromString(encoded)
+                size += len(encoded)
                 if size >= _PAGE_BYTES:
                     return response
             limit -= len(page)
-            after = page[-1].digest
+            after = page[-1][0]
         return response
 
     # Deleting and keeping.

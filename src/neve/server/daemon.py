@@ -14,6 +14,7 @@ from neve.server.private import PrivateSockets
 from neve.server.settings import Endpoint, Settings, to_json
 from neve.server.splice import Splicer
 from neve.serving.main import Main, WorkerStart
+from neve.serving.manager import ServiceManager
 from neve.serving.metrics import Row, SharedRows
 from neve.serving.metrics_server import MetricsServer
 from neve.serving.process import Course
@@ -38,7 +39,8 @@ def run_daemon(
     open_store: Callable[[], AbstractContextManager[Services]],
     worker: WorkerStart,
 ) -> None:
-    """Serves until a signal ends it. ``environment`` says which sockets systemd passed on.
+    """Serves until a signal ends it. ``environment`` says which sockets systemd passed on, and what it wants
+    to know.
 
     Raises what opening the store raises, and ``InvalidRequest``, ``Conflict``, ``PermissionDenied`` and
     ``Unavailable`` if it cannot listen. To be called in the main thread.
@@ -53,7 +55,7 @@ class _Main(Main[Services]):
     serves = "calls"
 
     def __init__(self, options: DaemonOptions, environment: MutableMapping[str, str]) -> None:
-        super().__init__(options.workers, options.settings.grace)
+        super().__init__(options.workers, options.settings.grace, ServiceManager(environment))
         self._options = options
         self._environment = environment
         self.failed = False
@@ -86,6 +88,9 @@ class _Main(Main[Services]):
     def close_doors(self) -> None:
         self._listeners.withdraw()
         self._carrier.stop_accepting()
+
+    def answers(self) -> bool:
+        return self._carrier.answers()
 
     def _endpoints(self, name: str) -> list[Endpoint]:
         return [*self._listeners.endpoints(), *self._carrier.endpoints(name)]
@@ -154,6 +159,10 @@ class _Carrier:
         if self._private is not None and self._splicer is not None:
             self._splicer.remove_backend(name)
             self._private.remove(name, self._routes)
+
+    def answers(self) -> bool:
+        """Whether it still carries."""
+        return self._splicer is None or self._splicer.answers()
 
     def stop_accepting(self) -> None:
         """Nobody else is let in."""

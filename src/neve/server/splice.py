@@ -99,6 +99,8 @@ class Splicer:
         self._accepting = False
         self._paused_until: float | None = None
         self._silent_until = 0.0
+        self._answered = threading.Event()
+        self._answered.set()
         self._over = False
         self._closed = False
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -130,6 +132,14 @@ class Splicer:
     def stop_accepting(self) -> None:
         """Closes the listening sockets; connections go on."""
         self._do(self._close_listeners)
+
+    def answers(self) -> bool:
+        """Whether the thread has done what it was asked when this was called before; asks again. Never
+        waits."""
+        answered = self._answered.is_set()
+        self._answered.clear()
+        self._do(self._answered.set)
+        return answered
 
     @property
     def connections(self) -> int:

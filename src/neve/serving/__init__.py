@@ -11,6 +11,7 @@
 ``pools``      threads, and how much waits for them
 ``workers``    processes: started, watched, replaced, ended
 ``main``       the process that somebody started: serves, or has workers that do
+``manager``    the service manager that waits to hear how it goes
 ``process``    one that serves: its event loop, and what it has to do with its parent
 ``stopping``   signals, and the time that is left after one
 =============  ====================================================================

@@ -214,6 +214,11 @@ class Listeners:
         for listener in self._all:
             LOGGER.info("listening on %s%s", listener.address, listener.note)
 
+    @property
+    def status(self) -> str:
+        """Where it listens, in a line."""
+        return "listening on " + ", ".join(f"{each.address}{each.note}" for each in self._all)
+
     def withdraw(self) -> None:
         """Removes paths. May be called at any time, and more than once."""
         for listener in self._all:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from neve.serving.listeners import Listeners
+from neve.serving.manager import ServiceManager
 from neve.serving.process import Course, Opened, raise_file_limit
 from neve.serving.stopping import OVERTIME_SECONDS, Deadline, Stop, stop_signals
-from neve.serving.workers import Workers
+from neve.serving.workers import Watch, Workers
 from neve.telemetry import LOGGER
 
 
@@ -35,9 +36,10 @@ class Main(ABC, Generic[Opened]):
     serves = "requests"
     """What is in flight, for the log."""
 
-    def __init__(self, workers: int, grace: float) -> None:
+    def __init__(self, workers: int, grace: float, manager: ServiceManager) -> None:
         self._count = workers
         self._grace = grace
+        self._manager = manager
         self._aborts: list[Callable[[], None]] = []
         self._stops: list[Callable[[], None]] = []
         self._stopped = False
@@ -76,6 +78,10 @@ class Main(ABC, Generic[Opened]):
     def close_doors(self) -> None:
         """Lets in nobody else."""
 
+    def answers(self) -> bool:
+        """Whether what this process does besides serving goes on. Asked every few seconds; must not wait."""
+        return True
+
     # What it has to call.
 
     def on_abort(self, abort: Callable[[], None]) -> None:
@@ -101,8 +107,19 @@ class Main(ABC, Generic[Opened]):
                 abort()
 
     def _stopping(self) -> None:
-        LOGGER.info("stopping; %s in flight have %g s", self.serves, self._grace)
+        status = f"stopping; {self.serves} in flight have {self._grace:g} s"
+        LOGGER.info("%s", status)
+        # With what ``Deadline`` and the end of workers may take.
+        self._manager.stopping(status, self._grace + 2 * OVERTIME_SECONDS)
         self.close_doors()
+
+    def _ready(self, listeners: Listeners) -> None:
+        listeners.publish()
+        self._manager.ready(listeners.status)
+
+    def _beat(self) -> None:
+        if self.answers():
+            self._manager.alive()
 
     def _alone(self, listeners: Listeners, open_store: Callable[[], AbstractContextManager[Opened]]) -> None:
         stop = Stop()
@@ -113,7 +130,14 @@ class Main(ABC, Generic[Opened]):
             self._stopping()
 
         with open_store() as opened:
-            self.serve(opened, Course(stop=stop, ready=listeners.publish, stopping=stopping))
+            course = Course(
+                stop=stop,
+                ready=lambda: self._ready(listeners),
+                stopping=stopping,
+                beat=self._beat,
+                beat_seconds=self._manager.beat_seconds,
+            )
+            self.serve(opened, course)
 
     def _with_workers(
         self,
@@ -126,13 +150,20 @@ class Main(ABC, Generic[Opened]):
         workers = self.workers(worker)
         self._on_stop(workers.request_stop)
         self._aborts.append(workers.kill)
+        workers.watch = Watch(
+            beat_seconds=self._manager.beat_seconds, alive=self._beat, serving=self._tell_how_many
+        )
         serving = False
         try:
             if workers.start():
-                listeners.publish()
+                self._ready(listeners)
                 serving = True
                 workers.supervise()
         finally:
             if serving:
                 self._stopping()
             workers.stop(self._grace if serving else 0.0)
+
+    def _tell_how_many(self, serving: int) -> None:
+        if not self._stopped:
+            self._manager.status(f"{serving} of {self._count} workers serve")

@@ -2,7 +2,8 @@
 
 A worker reads its configuration as one line of JSON from the pipe that its parent holds. Any line after
 it says: stop. The end of the pipe says that the parent is gone. On the other pipe it reports, a line
-of JSON each: ``{"ready": true}``, ``{"stopping": true}``, ``{"failed": "why it does not start"}``.
+of JSON each: ``{"ready": true}``, ``{"stopping": true}``, ``{"failed": "why it does not start"}``; and
+``{"alive": true}`` from its event loop every ``beat_seconds``, where the configuration has such.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class Course:
     """Is called when it listens."""
     stopping: Callable[[], None]
     """Is called when it was asked to stop."""
+    beat: Callable[[], object] = lambda: None
+    """Is called in the event loop every ``beat_seconds``, for whoever wants to know that it turns."""
+    beat_seconds: float | None = None
 
 
 def run_loop(serving: Coroutine[Any, Any, None]) -> None:
@@ -77,14 +81,24 @@ async def serve_until_stopped(
     """Serves from ``start`` until it is asked to stop. Then, and after any failure, ``end`` is told how
     many seconds what is in flight has: ``grace``, if there can be anything."""
     left = 0.0
+    beating: asyncio.Task[None] | None = None
     try:
         await start()
         course.ready()
+        beating = asyncio.create_task(_beat(course))
         left = grace
         await course.stop.wait()
         course.stopping()
     finally:
         await end(left)
+        if beating is not None:
+            beating.cancel()
+
+
+async def _beat(course: Course) -> None:
+    while course.beat_seconds is not None:
+        course.beat()
+        await asyncio.sleep(course.beat_seconds)
 
 
 class Parent:
@@ -121,6 +135,16 @@ class Parent:
                 line = line[os.write(self._reports, line) :]
         except OSError:
             pass
+
+    def course(self, stop: Stop, stopping: Callable[[], None], beat_seconds: float | None) -> Course:
+        """What a process does that is to report how it goes."""
+        return Course(
+            stop=stop,
+            ready=lambda: self.report(ready=True),
+            stopping=stopping,
+            beat=lambda: self.report(alive=True),
+            beat_seconds=beat_seconds,
+        )
 
     def listen(self, stop: Stop) -> None:
         """Has a thread ask to stop when the parent says so or is gone; then the process ends soon,
@@ -159,7 +183,7 @@ def serve_as_worker(
         parent.report(stopping=True)
         deadline.set(configuration["settings"]["grace"] + OVERTIME_SECONDS)
 
-    course = Course(stop=stop, ready=lambda: parent.report(ready=True), stopping=stopping)
+    course = parent.course(stop, stopping, configuration.get("beat_seconds"))
     with stop_signals(stop.request, lambda: None):
         parent.listen(stop)
         try:

@@ -14,9 +14,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from neve.errors import Unavailable
+from neve.serving.manager import Beat
 from neve.serving.stopping import OVERTIME_SECONDS
 from neve.telemetry import LOGGER
 
@@ -24,6 +26,23 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 5.0
 _HEALTHY_SECONDS = 10.0
 """A worker that served for so long is started again without much delay."""
+SILENT_BEATS = 4
+"""A worker that missed so many hangs."""
+_RECENT_BEATS = 2
+"""Whoever was heard of within so many is taken for alive: one may be late."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who wants to know how the workers are."""
+
+    beat_seconds: float | None = None
+    """How often they are looked at; None: never. One that was not heard of for ``SILENT_BEATS`` of them is
+    ended, and replaced like any that died."""
+    alive: Callable[[], object] = lambda: None
+    """Is called as often, while at least one worker serves and has been heard of just now."""
+    serving: Callable[[int], object] = lambda count: None
+    """Is told how many serve when that changes, or may have."""
 
 
 class Worker:
@@ -34,6 +53,8 @@ class Worker:
         self.name = name
         self.process = process
         self.ready_since: float | None = None
+        self.heard = 0.0
+        """When it was heard of."""
         self.failure: str | None = None
         """Why it does not start, in its own words."""
 
@@ -48,6 +69,11 @@ class Worker:
         if code < 0:
             return f"was ended by {_signal_name(-code)}"
         return f"ended with exit code {code}" + ("" if self.ready_since else " before it was ready")
+
+
+def _shortest(*seconds: float | None) -> float | None:
+    """The shortest time; None stands for none at all."""
+    return min((each for each in seconds if each is not None), default=None)
 
 
 def _signal_name(number: int) -> str:
@@ -93,6 +119,8 @@ class Workers:
         """When the next worker of a slot is to be started."""
         self._delays = [_FIRST_DELAY_SECONDS] * count
         self._started = 0
+        self.watch = Watch()
+        """To be set before they are started."""
 
     def request_stop(self) -> None:
         """Makes ``start`` and ``supervise`` return. From any thread or signal handler."""
@@ -121,10 +149,12 @@ class Workers:
 
     def supervise(self) -> None:
         """Starts workers again that end, until it is asked to stop."""
+        beat = Beat(self.watch.beat_seconds, self._look)
         while True:
-            timeout = min(self._due.values()) - time.monotonic() if self._due else None
+            beat.beat()
+            due = max(min(self._due.values()) - time.monotonic(), 0.0) if self._due else None
             try:
-                event = self._events.get(timeout=None if timeout is None else max(timeout, 0.0))
+                event = self._events.get(timeout=_shortest(due, beat.left()))
             except queue.Empty:
                 self._restart()
                 continue
@@ -135,6 +165,19 @@ class Workers:
                 self._schedule(event.worker)
             elif "ready" in event.report:
                 LOGGER.info("%s serves", event.worker)
+
+    def _look(self) -> None:
+        """Ends workers that hang, and tells whether any serves."""
+        beat = self.watch.beat_seconds
+        assert beat is not None
+        now = time.monotonic()
+        serving = [worker for worker in self._workers.values() if worker.ready_since]
+        for worker in serving:
+            if now - worker.heard > SILENT_BEATS * beat and worker.process.poll() is None:
+                LOGGER.error("%s hangs: nothing was heard of it for %.3g s", worker, now - worker.heard)
+                worker.process.kill()
+        if any(now - worker.heard <= _RECENT_BEATS * beat for worker in serving):
+            self.watch.alive()
 
     def stop(self, grace: float) -> None:
         """Tells all of them to stop, and waits for it: ``grace`` seconds and some more, then kills."""
@@ -147,12 +190,17 @@ class Workers:
 
     def _all_ended(self, seconds: float | None) -> bool:
         deadline = None if seconds is None else time.monotonic() + seconds
+        # This is going well too, and has an end.
+        beat = Beat(self.watch.beat_seconds, self.watch.alive)
         while self._workers:
+            beat.beat()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-                event = self._events.get(timeout=timeout)
+                event = self._events.get(timeout=_shortest(left, beat.left()))
             except queue.Empty:
-                return False
+                if left == 0.0:
+                    return False
+                continue
             if event is not None:
                 self._note(event)
         return True
@@ -170,7 +218,8 @@ class Workers:
         worker = Worker(slot, name, process)
         self._workers[slot] = worker
         threading.Thread(target=self._watch, args=(worker,), name=f"neve-{name}", daemon=True).start()
-        _tell(worker, json.dumps(self._configuration(name)).encode() + b"\n")
+        configuration = {**self._configuration(name), "beat_seconds": self.watch.beat_seconds}
+        _tell(worker, json.dumps(configuration).encode() + b"\n")
 
     def _watch(self, worker: Worker) -> None:
         """Passes on what a worker reports, and its end."""
@@ -190,13 +239,20 @@ class Workers:
                 worker.process.stdin.close()
             del self._workers[worker.slot]
             self._gone(worker)
+            self._count_serving()
         elif "ready" in report:
-            worker.ready_since = time.monotonic()
+            worker.ready_since = worker.heard = time.monotonic()
             self._ready(worker)
+            self._count_serving()
+        elif "alive" in report:
+            worker.heard = time.monotonic()
         elif "stopping" in report:
             self._gone(worker)
         elif "failed" in report:
             worker.failure = report["failed"]
+
+    def _count_serving(self) -> None:
+        self.watch.serving(sum(1 for worker in self._workers.values() if worker.ready_since))
 
     def _schedule(self, worker: Worker) -> None:
         now = time.monotonic()

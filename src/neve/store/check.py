@@ -22,6 +22,7 @@ from neve.packstore.store import PackStore, check_path
 from neve.registry import parse_address
 from neve.store.nar_nodes import NAR_NODES
 from neve.store.path_info import PathInfo
+from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.local import PATH_INFOS, REFERRERS
 from neve.store.pins import PINS
 from neve.store.services import Services
@@ -37,6 +38,7 @@ TABLES = (BLOBS, DIRECTORIES, PATH_INFOS, NAR_NODES, REFERRERS, SMALL_FILES, PIN
 """Every table of an embedded store."""
 
 _SHOWN_PATHS = 10
+_SHOWN_PLACES = 5
 _SPOOL_IN_MEMORY = 16 * 1024 * 1024
 
 
@@ -46,6 +48,8 @@ class VerifyReport:
 
     problems: list[str] = field(default_factory=list)
     summary: str = ""
+    damaged: list[packs_check.Problem] = field(default_factory=list)
+    """Records of the embedded store that are damaged."""
 
 
 def verify_store(
@@ -73,10 +77,14 @@ def verify_store(
 def _verify(services: Services, progress: Progress, *, nar_hashes: bool) -> VerifyReport:
     report = VerifyReport()
     damaged = {} if services.packs is None else _check_packs(services.packs, report, progress)
-    paths = _PathCheck(services, damaged, progress)
+    paths = PathCheck(services, damaged, progress)
     try:
         # A verification may take hours, and no server keeps a listing open for so long.
-        path_infos = _spooled(services.path_infos) if services.packs is None else services.path_infos
+        path_infos = (
+            _spooled(services.path_infos)
+            if services.packs is None
+            else readable_path_infos(services.path_infos)
+        )
         for path_info in path_infos:
             progress.advance(0, path_info.store_path.base_name)
             paths.check(path_info)
@@ -110,6 +118,7 @@ def _check_packs(packs: PackStore, report: VerifyReport, progress: Progress) -> 
     damaged: dict[Digest, str] = {}
     progress.start(packs_check.pack_bytes(packs.path))
     found = packs_check.verify(packs, TABLES, progress.advance)
+    report.damaged = [problem for problem in found.problems if problem.table]
     for problem in found.problems:
         if problem.table in (BLOBS.name, DIRECTORIES.name):
             damaged[problem.key] = problem.what
@@ -117,7 +126,19 @@ def _check_packs(packs: PackStore, report: VerifyReport, progress: Progress) -> 
             report.problems.append(_describe(problem))
     objects = ", ".join(f"{count} {name}" for name, count in found.records.items() if count)
     report.summary = f"read {found.stored_bytes} bytes in {found.frames} frames: {objects or 'nothing'}"
+    if found.unused:
+        report.summary += f"; damage where nothing is in use: {'; '.join(found.unused[:_SHOWN_PLACES])}"
     return damaged
+
+
+def readable_path_infos(path_infos: PathInfoService) -> Iterator[PathInfo]:
+    """All but those that are damaged."""
+    after = b""
+    while page := path_infos.list_encoded(after):
+        after = page[-1][0]
+        for _, encoded in page:
+            if isinstance(encoded, bytes):
+                yield decode_path_info(encoded)
 
 
 def _spooled(path_infos: Iterable[PathInfo]) -> Iterator[PathInfo]:
@@ -158,7 +179,7 @@ def _check_nar(services: Services, path_info: PathInfo, report: VerifyReport, pr
         report.problems.append(f"{path_info.store_path}: its path info states another NAR hash or size")
 
 
-class _PathCheck:
+class PathCheck:
     """Follows path infos into the store and collects which of them each bad object breaks.
 
     Keeps for each Directory seen what is bad below it, which mostly is one shared empty set.
@@ -173,17 +194,20 @@ class _PathCheck:
         self._read_blobs = services.packs is None
         self._below: dict[Digest, frozenset[Digest]] = {}
         self._broken: dict[Digest, list[str]] = {digest: [] for digest in damaged}
-        self._kinds: dict[Digest, str] = {}
+        self.kinds: dict[Digest, str] = {}
+        """What was found bad: a blob, chunk or Directory."""
         self.count = 0
 
     def check(self, path_info: PathInfo) -> None:
+        """Follows one."""
         self.count += 1
         for digest in self._node(path_info.node):
             self._broken.setdefault(digest, []).append(path_info.store_path.absolute)
 
     def problems(self) -> Iterator[str]:
+        """A line for each bad object, with the paths that it breaks."""
         for digest, paths in self._broken.items():
-            kind = self._kinds.get(digest, "object")
+            kind = self.kinds.get(digest, "object")
             shown = ", ".join(paths[:_SHOWN_PATHS])
             more = f" and {len(paths) - _SHOWN_PATHS} more" if len(paths) > _SHOWN_PATHS else ""
             breaks = f"; breaks {shown}{more}" if paths else "; breaks no store path"
@@ -191,7 +215,7 @@ class _PathCheck:
 
     def _note(self, digest: Digest, kind: str, what: str) -> frozenset[Digest]:
         self._what.setdefault(digest, what)
-        self._kinds.setdefault(digest, kind)
+        self.kinds.setdefault(digest, kind)
         return frozenset((digest,))
 
     def _node(self, node: Node) -> frozenset[Digest]:
@@ -282,18 +306,21 @@ class _PathCheck:
             else:
                 chunks = blobs.chunks(node.digest) or []
                 size = sum(chunk.size for chunk in chunks)
-                missing = blobs.missing([chunk.digest for chunk in chunks])
-                for chunk in chunks:
-                    if chunk.digest in self._what or chunk.digest in missing:
-                        state = "is damaged" if chunk.digest in self._what else "is missing"
-                        return self._note(
-                            node.digest, "blob", f"its chunk {format_digest(chunk.digest)} {state}"
-                        )
+                digests = list(dict.fromkeys(chunk.digest for chunk in chunks))
+                missing = set(blobs.missing(digests))
+                if bad := [digest for digest in digests if digest in self._what or digest in missing]:
+                    return self._bad_chunks(node, bad)
         except NeveError as error:
             return self._note(node.digest, "blob", str(error))
         if size != node.size:
             return self._note(node.digest, "blob", f"has {size} bytes, its node says {node.size}")
         return self._NOTHING
+
+    def _bad_chunks(self, node: FileNode, bad: list[Digest]) -> frozenset[Digest]:
+        """What is damaged or missing of a large blob breaks it, and the paths that it breaks."""
+        chunks = frozenset[Digest]().union(*[self._note(digest, "chunk", "is missing") for digest in bad])
+        what = f"its chunk {format_digest(bad[0])}: {self._what[bad[0]]}"
+        return chunks | self._note(node.digest, "blob", what)
 
 
 def rebuild_index(url: str, progress: Progress = NO_PROGRESS) -> packs_check.Rebuilt:

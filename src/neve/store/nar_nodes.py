@@ -10,11 +10,13 @@ from __future__ import annotations
 import struct
 import threading
 from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from neve.castore.digest import b3_digest
 from neve.castore.node import MAX_SIZE, Node
-from neve.errors import Corrupt, InvalidRequest
+from neve.errors import Corrupt, InvalidRequest, Unsupported
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, Table
 from neve.store.wire import decode_node, encode_node
@@ -50,6 +52,11 @@ class NarNodes(ABC):
         """Remembers the NAR of ``node``, which the caller has computed itself; ``file_sha256`` is the
         hash of a compressed file that holds it."""
 
+    def put_many(self, entries: Sequence[tuple[Node, Nar]]) -> None:
+        """Puts entries, durable on return."""
+        for node, nar in entries:
+            self.put(node, nar)
+
     @abstractmethod
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
         """The tree of the NAR (or file) with this sha256, and the NAR's size in bytes."""
@@ -57,6 +64,11 @@ class NarNodes(ABC):
     @abstractmethod
     def nar(self, node: Node) -> Nar | None:
         """The NAR of this tree, if it is known."""
+
+    def list_hashes(self, after: bytes = b"", limit: int = 1000) -> Sequence[bytes]:
+        """Up to ``limit`` sha256 above ``after``, ascending, for which ``node`` tells something. May be
+        ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot list its entries")
 
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""
@@ -84,6 +96,12 @@ class MemoryNarNodes(NarNodes):
     def nar(self, node: Node) -> Nar | None:
         return self._nars.get(node)
 
+    def list_hashes(self, after: bytes = b"", limit: int = 1000) -> Sequence[bytes]:
+        with self._lock:
+            hashes = sorted(self._nodes)
+        start = bisect_right(hashes, after)
+        return hashes[start : start + limit]
+
 
 class LocalNarNodes(NarNodes):
     """The map in the embedded store. Owns one use of ``store``."""
@@ -98,17 +116,18 @@ class LocalNarNodes(NarNodes):
         return self._store
 
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
-        hashes = check_nar(nar, file_sha256)
-        encoded = encode_node(node)
-        size = _SIZE.pack(nar.size)
-        records = [Record(_TAG, BY_NODE + b3_digest(encoded), size + nar.sha256)]
-        records += [Record(_TAG, BY_HASH + sha256, size + encoded) for sha256 in hashes]
-        absent = set(self._store.missing(NAR_NODES, [record.key for record in records]))
-        if not absent:
-            return
-        with self._store.writer.session() as session:
-            self._store.stage(NAR_NODES, [record for record in records if record.key in absent], session)
-            self._store.writer.commit(session)
+        self._put(_records(node, nar, file_sha256))
+
+    def put_many(self, entries: Sequence[tuple[Node, Nar]]) -> None:
+        self._put([record for node, nar in entries for record in _records(node, nar, None)])
+
+    def _put(self, records: Sequence[Record]) -> None:
+        by_key = {record.key: record for record in records}
+        absent = self._store.missing(NAR_NODES, list(by_key))
+        if absent:
+            with self._store.writer.session() as session:
+                self._store.stage(NAR_NODES, [by_key[key] for key in absent], session)
+                self._store.writer.commit(session)
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
         data = self._store.get(NAR_NODES, BY_HASH + check_nar_hash(sha256))
@@ -123,6 +142,10 @@ class LocalNarNodes(NarNodes):
         data = self._store.get(NAR_NODES, BY_NODE + b3_digest(encode_node(node)))
         return None if data is None else Nar(_SIZE.unpack_from(data)[0], data[_SIZE.size :])
 
+    def list_hashes(self, after: bytes = b"", limit: int = 1000) -> Sequence[bytes]:
+        page = self._store.page(NAR_NODES, BY_HASH + after, limit)
+        return [key[1:] for key, _ in page if key.startswith(BY_HASH)]
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True
@@ -132,6 +155,14 @@ class LocalNarNodes(NarNodes):
 def decode_nar_node(data: bytes) -> Node:
     """The tree in a record whose key begins with ``BY_HASH``. Raises ``InvalidRequest``."""
     return decode_node(data[_SIZE.size :])[1]
+
+
+def _records(node: Node, nar: Nar, file_sha256: bytes | None) -> list[Record]:
+    hashes = check_nar(nar, file_sha256)
+    encoded = encode_node(node)
+    size = _SIZE.pack(nar.size)
+    by_node = Record(_TAG, BY_NODE + b3_digest(encoded), size + nar.sha256)
+    return [by_node, *(Record(_TAG, BY_HASH + sha256, size + encoded) for sha256 in hashes)]
 
 
 def check_nar(nar: Nar, file_sha256: bytes | None) -> list[bytes]:

@@ -107,6 +107,19 @@ def open_services(
         return Services(blobs, directories, path_infos, nar_nodes, rule, packs, remote)
 
 
+def services_of_cache(url: str, keeping: Services, *, netrc_file: str | None = None) -> Services:
+    """The path infos of a binary cache; what is fetched for them comes into ``keeping``. Only the path infos
+    are to be closed."""
+    blobs, directories, nar_nodes, rule = (
+        keeping.blobs,
+        keeping.directories,
+        keeping.nar_nodes,
+        keeping.size_rule,
+    )
+    context = PathInfoContext(blobs, directories, nar_nodes, rule, netrc_file)
+    return Services(blobs, directories, PATH_INFO_SERVICES.open(url, context), nar_nodes, rule)
+
+
 def _remote(*urls: str) -> RemoteAdmin | None:
     """The administration of the server that all of the addresses name, if it is one."""
     if not all(map(is_remote, urls)):

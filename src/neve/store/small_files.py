@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
 
 from neve.errors import InvalidRequest, LimitExceeded
 from neve.packstore.frames import Record
@@ -42,6 +44,10 @@ class SmallFiles(ABC):
     def put(self, kind: str, name: str, contents: bytes) -> None:
         """Stores a file, in place of one by the same name."""
 
+    @abstractmethod
+    def list(self, after: tuple[str, str] = ("", ""), limit: int = 1000) -> Sequence[tuple[str, str]]:
+        """Up to ``limit`` kinds and names after ``after``, in the order of their bytes."""
+
 
 class MemorySmallFiles(SmallFiles):
     """Holds them for as long as it lives, up to ``MAX_MEMORY_BYTES``."""
@@ -63,6 +69,12 @@ class MemorySmallFiles(SmallFiles):
             self._files[key] = contents
             self._size = size
 
+    def list(self, after: tuple[str, str] = ("", ""), limit: int = 1000) -> Sequence[tuple[str, str]]:
+        with self._lock:
+            keys = sorted(self._files)
+        start = bisect_right(keys, _after(after))
+        return [_kind_and_name(key) for key in keys[start : start + limit]]
+
 
 class LocalSmallFiles(SmallFiles):
     """The files in the embedded store, which the caller keeps open."""
@@ -78,6 +90,10 @@ class LocalSmallFiles(SmallFiles):
         if self._store.get(SMALL_FILES, key) != contents:
             self._store.update(lambda transaction: transaction.put(SMALL_FILES, Record(_TAG, key, contents)))
 
+    def list(self, after: tuple[str, str] = ("", ""), limit: int = 1000) -> Sequence[tuple[str, str]]:
+        page = self._store.page(SMALL_FILES, _after(after), limit)
+        return [_kind_and_name(key) for key, _ in page]
+
 
 def small_files_beside(nar_nodes: NarNodes) -> SmallFiles | None:
     """Those that lie where ``nar_nodes`` does, or None if nothing else can lie there. They can be used
@@ -87,6 +103,11 @@ def small_files_beside(nar_nodes: NarNodes) -> SmallFiles | None:
     return MemorySmallFiles() if isinstance(nar_nodes, MemoryNarNodes) else None
 
 
+def _kind_and_name(key: bytes) -> tuple[str, str]:
+    kind, _, name = key.decode().partition("/")
+    return kind, name
+
+
 def _key(kind: str, name: str) -> bytes:
     key = f"{kind}/{name}".encode()
     if not kind or not name or len(key) > MAX_NAME_BYTES:
@@ -94,3 +115,7 @@ def _key(kind: str, name: str) -> bytes:
             f"a name of {len(name)} characters; it must have 1 to less than {MAX_NAME_BYTES}"
         )
     return key
+
+
+def _after(last: tuple[str, str]) -> bytes:
+    return "/".join(last).encode() if last[0] else b""

@@ -130,6 +130,11 @@ def decode_path_name(data: bytes) -> StorePath:
     return _store_path(getattr(node, kind).name if kind is not None else b"")
 
 
+def decode_nar_size(data: bytes) -> int:
+    """The size of the NAR of an encoded path info, 0 if it does not tell. Raises ``InvalidPathInfo``."""
+    return _message(data).narinfo.nar_size
+
+
 def _message(data: bytes) -> pathinfo_pb2.PathInfo:
     from google.protobuf.message import DecodeError
 

@@ -211,6 +211,30 @@ class BlobServiceContract(BlobReadingContract):
             with pytest.raises(LimitExceeded, match=f"at most {limit} are wanted"):
                 list(service.read_many(wanted, limit))
 
+    def test_reading_bundles(self, service: BlobService) -> None:
+        """What is not sent is named; what is sent compressed is for the receiver to verify."""
+        blobs = [incompressible(size) for size in (1, 5000, 70 * KIB)] + [repetitive(3000), b""]
+        long, absent = put(service, incompressible(3 * MIB)), b3_digest(b"absent")
+        digests = [*(put(service, blob) for blob in blobs), long, absent]
+        found: dict[int, bytes] = {}
+        unsent: dict[int, str] = {}
+        for answer in service.read_bundles(digests):
+            contents = answer.contents()
+            for place, start, size in zip(answer.places, answer.starts, answer.sizes, strict=True):
+                found[place] = bytes(contents[start : start + size])
+            unsent |= dict.fromkeys(answer.absent, "absent") | dict.fromkeys(answer.apart, "apart")
+        assert found == dict(enumerate(blobs))
+        assert unsent == {len(blobs): "apart", len(blobs) + 1: "absent"}
+        assert list(service.read_bundles([])) == [] or not any(a.places for a in service.read_bundles([]))
+
+    def test_chunks_as_they_are_stored(self, service: BlobService) -> None:
+        small, large = incompressible(1000), incompressible(3 * MIB)
+        assert service.stored_chunks(put(service, small)) == []
+        assert service.stored_chunks(b3_digest(b"absent")) == []
+        assert service.stored_chunks(EMPTY_BLOB) == []
+        chunks = service.stored_chunks(put(service, large))
+        assert chunks in ([], service.chunks(b3_digest(large)))
+
     def test_reading_many_may_be_given_up(self, service: BlobService) -> None:
         digests = service.put_many([incompressible(50_000, seed) for seed in range(100)])
         consumed: list[Digest] = []

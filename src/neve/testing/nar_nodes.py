@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from neve.castore.node import MAX_SIZE, DirectoryNode, FileNode, Node, SymlinkNode
-from neve.errors import InvalidRequest
+from neve.errors import InvalidRequest, Unsupported
 from neve.store.nar_nodes import Nar, NarNodes
 
 _DIGEST = hashlib.sha256(b"a digest").digest()
@@ -30,7 +30,9 @@ def nar_of(node: Node) -> Nar:
 
 
 class NarNodesContract:
-    """What every ``NarNodes`` does."""
+    """What every ``NarNodes`` does. One that cannot list says so."""
+
+    can_list = True
 
     @pytest.fixture
     def nar_nodes(self) -> Iterator[NarNodes]:
@@ -87,6 +89,24 @@ class NarNodesContract:
             nar_nodes.put(NODES[0], Nar(size, bytes(32)))
         nar_nodes.put(NODES[0], Nar(MAX_SIZE, bytes(32)))
         assert nar_nodes.nar(NODES[0]) == Nar(MAX_SIZE, bytes(32))
+
+    def test_many_at_once(self, nar_nodes: NarNodes) -> None:
+        nar_nodes.put_many([(node, nar_of(node)) for node in NODES])
+        nar_nodes.put_many([])
+        assert [nar_nodes.nar(node) for node in NODES] == [nar_of(node) for node in NODES]
+        assert nar_nodes.node(nar_of(NODES[-1]).sha256) == (NODES[-1], nar_of(NODES[-1]).size)
+
+    def test_listing(self, nar_nodes: NarNodes) -> None:
+        nar_nodes.put_many([(node, nar_of(node)) for node in NODES])
+        nar_nodes.put(NODES[0], nar_of(NODES[0]), file_sha256=b"f" * 32)
+        if not self.can_list:
+            with pytest.raises(Unsupported):
+                nar_nodes.list_hashes()
+            return
+        expected = sorted([b"f" * 32, *(nar_of(node).sha256 for node in NODES)])
+        assert list(nar_nodes.list_hashes()) == expected
+        assert list(nar_nodes.list_hashes(expected[0], 1)) == expected[1:2]
+        assert list(nar_nodes.list_hashes(expected[-1])) == []
 
     def test_threads(self, nar_nodes: NarNodes) -> None:
         def put(i: int) -> None:

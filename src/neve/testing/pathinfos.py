@@ -16,6 +16,7 @@ from neve.nix.signing import Signature
 from neve.nix.store_path import StorePath
 from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pathinfos.base import MAX_PATH_INFO_BYTES, PathInfoService
+from neve.store.wire import decode_path_info
 
 
 def store_path(name: str) -> StorePath:
@@ -236,6 +237,41 @@ class PathInfoServiceContract:
         # Between two digests, and above all of them.
         assert list(service.list(infos[9].digest[:-1], 1)) == infos[9:10]
         assert list(service.list(b"\xff" * 20)) == []
+
+    def test_listing_as_it_is_encoded(self, service: PathInfoService) -> None:
+        if not self.can_list:
+            with pytest.raises(Unsupported):
+                service.list_encoded()
+            return
+        for number in range(5):
+            service.put(path_info(f"p{number}", signatures=["key"]))
+        listed = list(service.list_encoded())
+        assert [decode_path_info(encoded) for _, encoded in listed if isinstance(encoded, bytes)] == list(
+            service.list()
+        )
+        assert [digest for digest, _ in listed] == [found.digest for found in service.list()]
+        assert list(service.list_encoded(listed[1][0], 2)) == listed[2:4]
+        assert list(service.list_encoded(listed[-1][0])) == []
+        assert service.lists_in_pages() in (True, False)
+
+    def test_putting_many(self, service: PathInfoService) -> None:
+        first, second = path_info("first", signatures=["one"]), path_info("second")
+        service.put(second)
+        another = path_info("second", contents="another")
+        signed = path_info("first", signatures=["two"])
+        results = service.put_many([first, another, signed, path_info("third")])
+        assert isinstance(results[1], Conflict)
+        assert [service.get(store_path(name).digest) for name in ("first", "second", "third")] == [
+            path_info("first", signatures=["one", "two"]),
+            second,
+            path_info("third"),
+        ]
+        assert (results[0], results[2], results[3]) == (
+            first,
+            path_info("first", signatures=["one", "two"]),
+            path_info("third"),
+        )
+        assert list(service.put_many([])) == []
 
     def test_listing_while_paths_come_and_go(self, service: PathInfoService) -> None:
         if not (self.can_list and self.can_delete):

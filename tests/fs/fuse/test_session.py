@@ -15,7 +15,7 @@ from neve.fs.fuse import listings
 from neve.fs.fuse.opcodes import CACHE_DIR, KEEP_CACHE, WRITING, InitFlag, Opcode
 from neve.fs.fuse.protocol import FOREVER
 from neve.fs.fuse.session import MAX_READ_BYTES, Session
-from neve.fs.inodes import ROOT
+from neve.fs.inodes import ROOT, InodeTable
 from neve.nix.store_path import StorePath
 from neve.tree import File
 from tests.store.helpers import memory_services, stored
@@ -393,6 +393,17 @@ def test_malformed_requests(asker: Asker) -> None:
     pending = Pending(0)
     asker.session.handle(b"less than a header", pending.reply)
     assert pending.answer() is None
+
+
+def test_the_kernel_of_this_machine_may_know_more(session: Session) -> None:
+    """It forgets inodes when memory is short, and else it may keep as many as it likes."""
+    guest = InodeTable()
+    asker = Asker(session)
+    assert session._kernel is not None
+    assert session._kernel.inodes._limit == guest._limit
+    session.may_notify(lambda _: None)
+    asker.init()
+    assert session._kernel.inodes._limit > 1000 * guest._limit
 
 
 def test_a_guest_that_wants_to_know_more_than_it_may(session: Session, asker: Asker) -> None:

@@ -120,6 +120,26 @@ def test_what_nobody_wants_any_more_is_not_fetched(services: Services) -> None:
     gated.session.close()
 
 
+def test_looking_up_many_names_leaves_threads_to_read(services: Services) -> None:
+    """Looking a name up may fetch all that it stands for."""
+    gate = Gate()
+    tree = Tree(services.blobs, services.directories, GatedRoots(PathInfoRoots(services.path_infos), gate))
+    session = Session(tree, SessionOptions(threads=4))
+    asker = Asker(session)
+    root = asker.lookup(NAME)
+    gate.close()
+    looking = [asker.send(Opcode.LOOKUP, 1, b"%032d-name\0" % number) for number in range(8)]
+    gate.wait_for_call()
+    assert asker.read(asker.lookup(b"text", root.node).node) == b"Hello\n"
+    assert not any(pending.is_answered for pending in looking)
+    gate.open()
+    for pending in looking:
+        answer = pending.answer()
+        assert answer is not None
+        assert answer.error == errno.ENOENT
+    session.close()
+
+
 def test_many_who_want_the_same_take_one_thread(services: Services) -> None:
     gated = Gated(services, threads=2)
     asker = gated.asker

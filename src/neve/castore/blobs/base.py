@@ -168,6 +168,10 @@ class BlobService(ABC):
         with reader:
             return [Chunk(digest, reader.size)] if reader.size else []
 
+    def stored_chunks(self, digest: Digest) -> list[Chunk]:
+        """The chunks that a blob is stored in, as far as that can be told without reading it; else none."""
+        return []
+
     def missing(self, digests: Sequence[Digest]) -> list[Digest]:
         """Those of ``digests`` that are not there, in order."""
         return [digest for digest in digests if not self.has(digest)]

@@ -121,6 +121,22 @@ class Answer:
         self.data += blob
         self.raw_size += len(blob)
 
+    def as_bundle(self, digests: Sequence[Digest]) -> Bundle | None:
+        """All of it as a bundle, not verified; None if it holds what was not asked for. ``digests`` are what
+        was asked for."""
+        end = 0
+        blobs = sorted(zip(self.starts, self.sizes, self.places, strict=True))
+        for start, size, _ in blobs:
+            if start != end:
+                return None
+            end += size
+        if end != self.raw_size or not blobs:
+            return None
+        data = self.data if isinstance(self.data, bytes) else bytes(self.data)
+        return Bundle(
+            [digests[place] for _, _, place in blobs], [size for _, size, _ in blobs], data, self.zstd
+        )
+
     def contents(self) -> bytes | memoryview:
         """The contents, of the length stated, but not verified.
 

@@ -17,14 +17,20 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from neve.castore.at_once import CallsAtOnce
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk, blob_not_found
-from neve.castore.blobs.bundle import split_digests
+from neve.castore.blobs.bundle import Answer, split_digests
 from neve.castore.blobs.chunks import BytesReader
 from neve.castore.blobs.grpc_batch import RemoteBatch
-from neve.castore.blobs.grpc_read import BlobTooLong, FileReader, RemoteChunkReader, RemoteReads
+from neve.castore.blobs.grpc_read import (
+    BlobTooLong,
+    FileReader,
+    RemoteChunkReader,
+    RemoteReads,
+    has_batches,
+)
 from neve.castore.blobs.writing import GatheringWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest, format_digest
 from neve.castore.wire import encode_blob_chunk
-from neve.errors import Corrupt, InvalidRequest, NotFound, Unsupported
+from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, Unsupported
 from neve.proto.neve.admin.protos import rpc_admin_pb2
 from neve.proto.tvix.castore.protos import rpc_blobstore_pb2
 from neve.registry import Address
@@ -114,6 +120,9 @@ class GrpcBlobService(BlobService):
             raise Corrupt(f"{self._named(digest)}: the server's list of chunks: {error}") from error
         return chunks
 
+    def stored_chunks(self, digest: Digest) -> list[Chunk]:
+        return [] if check_digest(digest) == EMPTY_BLOB else self._chunk_list(digest) or []
+
     def open_read(self, digest: Digest) -> BlobReader | None:
         if check_digest(digest) == EMPTY_BLOB:
             return BytesReader(b"")
@@ -175,6 +184,22 @@ class GrpcBlobService(BlobService):
             lambda source: self._reads.read_many(source, limit, self.read),
             lambda source: self.calls.map(lambda digest: self.read(digest, limit), source),
         )
+
+    def read_bundles(self, digests: Sequence[Digest], limit: int = WHOLE_FILE_LIMIT) -> Iterator[Answer]:
+        """As the server sends them; of a server without batches each alone, several at once."""
+        if has_batches(self._connection):
+            return self._reads.answers(digests, limit)
+        return self.calls.map(lambda asked: self._answer(*asked, limit), enumerate(digests))
+
+    def _answer(self, place: int, digest: Digest, limit: int) -> Answer:
+        answer = Answer()
+        try:
+            answer.add(place, self.read(digest, limit))
+        except NotFound:
+            answer.absent.append(place)
+        except (LimitExceeded, Corrupt):
+            answer.apart.append(place)
+        return answer
 
     def _named(self, digest: Digest) -> str:
         return f"{self._connection.url}: blob {format_digest(digest)}"

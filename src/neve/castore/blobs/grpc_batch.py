@@ -17,9 +17,8 @@ from blake3 import blake3
 
 from neve.castore.blobs.base import BlobBatch, BlobWriter
 from neve.castore.blobs.bundle import Bundle, bundles, fill_bundle_message
-from neve.castore.blobs.chunks import Chunker
+from neve.castore.blobs.grpc_batch_writer import MESSAGE_BYTES, BatchWriter
 from neve.castore.blobs.grpc_read import BATCHES, RemoteReads, chosen, has_batches
-from neve.castore.blobs.writing import GatheringWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, check_digest
 from neve.errors import InvalidRequest, Unavailable
 from neve.proto.neve.castore.protos import rpc_batch_pb2
@@ -39,11 +38,6 @@ _MAX_KEPT = 16 * 1024
 """Digests in one question whether they can be kept."""
 
 _QUIET_SECONDS = 20.0
-_MESSAGE_BYTES = 1024 * 1024
-_WRITE_BLOCK = 2 * 1024 * 1024
-_MAX_KNOWN = 4096
-"""Digests of chunks that the server has in one message: about a gigabyte."""
-
 Blob = tuple[Digest, bytes | memoryview]
 
 
@@ -112,6 +106,15 @@ class RemoteBatch(BlobBatch):
         if self._group_bytes >= _GROUP_BYTES or len(self._group) >= _GROUP_BLOBS:
             self.guarded(self._submit_group)
         return digests
+
+    def put_bundle(self, bundle: Bundle) -> None:
+        self._check_usable()
+        contents = bundle.contents()
+        if not self.offered() or max(bundle.sizes, default=0) > WHOLE_FILE_LIMIT:
+            self.put_many([bytes(blob) for blob in contents])
+        else:
+            # Whoever has it packed has asked what the server misses.
+            self.guarded(lambda: self._send_bundles([bundle]))
 
     def _put_large(self, blob: bytes) -> Digest:
         with self.open_write() as writer:
@@ -185,7 +188,7 @@ class RemoteBatch(BlobBatch):
         for bundle in made:
             fill_bundle_message(message.blobs.add(), bundle)
             size += len(bundle.data)
-            if size >= _MESSAGE_BYTES:
+            if size >= MESSAGE_BYTES:
                 self.send(message)
                 message, size = rpc_batch_pb2.PutRequest(), 0
         if size:
@@ -204,7 +207,7 @@ class RemoteBatch(BlobBatch):
         if not self.offered():
             return self._fallback.open_write()
         self._writers += 1
-        return _BatchWriter(self, self._writers)
+        return BatchWriter(self, self._writers)
 
     # The end.
 
@@ -273,104 +276,3 @@ class _Repeated:
     def stop(self) -> None:
         """It may be in the middle of a call, which is the last."""
         self._over.set()
-
-
-class _BatchWriter(GatheringWriter):
-    """Writes one blob of any length: whole if it stays small, else the chunks that the server misses.
-
-    As long as the server has all of them nothing is sent: at the end it may have the blob too.
-    """
-
-    def __init__(self, batch: RemoteBatch, number: int) -> None:
-        super().__init__(_WRITE_BLOCK)
-        self._batch = batch
-        self._number = number
-        self._hasher = blake3()
-        self._chunker: Chunker | None = None
-        self._known: list[Digest] = []
-        self._sent = False
-
-    def _take(self, pieces: list[bytes]) -> None:
-        self._batch.guarded(lambda: self._cut(pieces))
-
-    def _cut(self, pieces: list[bytes]) -> None:
-        if self._chunker is None:
-            self._chunker = Chunker()
-        for piece in pieces:
-            self._hasher.update(piece)
-        self._submit(self._chunker.feed(pieces))
-
-    def _submit(self, chunks: list[memoryview]) -> None:
-        if chunks:
-            self._batch.submit(lambda: self._made(chunks), self._send_chunks)
-
-    def _made(self, chunks: list[memoryview]) -> tuple[list[Digest], dict[Digest, Bundle]]:
-        """The chunks' digests, and bundles of those that the server does not have."""
-        blobs = [(blake3(chunk).digest(), chunk) for chunk in chunks]
-        made = self._batch.to_send(blobs, alone=True)
-        return [digest for digest, _ in blobs], {bundle.digests[0]: bundle for bundle in made}
-
-    def _send_chunks(self, made: tuple[list[Digest], dict[Digest, Bundle]]) -> None:
-        digests, new = made
-        message = rpc_batch_pb2.PutRequest()
-        size = 0
-        for digest in digests:
-            bundle = new.get(digest)
-            if bundle is None:
-                self._known.append(digest)
-                continue
-            self._flush_known(message)
-            fill_bundle_message(message.parts.add(writer=self._number).chunks, bundle)
-            size += len(bundle.data)
-            # A piece that was written may be of any length, a message may not.
-            if size >= _MESSAGE_BYTES:
-                self._send(message)
-                message, size = rpc_batch_pb2.PutRequest(), 0
-        self._send(message)
-
-    def _flush_known(self, message: rpc_batch_pb2.PutRequest) -> None:
-        # The server reads them, and must not take too long for one message. So many have gathered only if
-        # nothing was sent before, so they do not overtake what is in the message.
-        while len(self._known) > _MAX_KNOWN:
-            self._send(self._part_of_known(rpc_batch_pb2.PutRequest()))
-        if self._known:
-            self._part_of_known(message)
-
-    def _part_of_known(self, message: rpc_batch_pb2.PutRequest) -> rpc_batch_pb2.PutRequest:
-        part, self._known = self._known[:_MAX_KNOWN], self._known[_MAX_KNOWN:]
-        message.parts.add(writer=self._number, known=b"".join(part))
-        return message
-
-    def _send(self, message: rpc_batch_pb2.PutRequest) -> None:
-        if message.parts and self._state != "abandoned":
-            self._batch.parts_sent.add(self._number)
-            self._batch.send(message)
-            self._sent = True
-
-    def _finish(self) -> Digest:
-        return self._batch.guarded(self._send_rest)
-
-    def _send_rest(self) -> Digest:
-        if self._chunker is None and self._block_bytes <= WHOLE_FILE_LIMIT:
-            return self._batch.put_many([b"".join(self._rest())])[0]
-        self._cut(self._rest())
-        assert self._chunker is not None
-        self._submit(self._chunker.finish())
-        digest: Digest = self._hasher.digest()
-        self._batch.submit(lambda: bool(self._batch.missing([digest])), lambda m: self._send_end(digest, m))
-        return digest
-
-    def _send_end(self, digest: Digest, missing: bool) -> None:
-        if self._sent or missing:
-            message = rpc_batch_pb2.PutRequest()
-            self._flush_known(message)
-            message.parts.add(writer=self._number, end=digest)
-            self._send(message)
-            self._batch.parts_sent.discard(self._number)
-
-    def _release(self) -> None:
-        if self._state == "closed":
-            return  # What it has submitted is sent when its turn comes.
-        self._known, self._chunker = [], None
-        if self._state == "abandoned" and self._sent:
-            self._batch.give_up(self._number)

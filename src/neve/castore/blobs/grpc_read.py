@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from tempfile import SpooledTemporaryFile
@@ -215,24 +215,37 @@ class RemoteReads:
 
     def _answers(self, digests: list[Digest], limit: int | None) -> list[Unpacked]:
         """The server's answers, decompressed. Runs in a thread, ahead of who wants the blobs."""
+        answers: list[Unpacked] = []
+        held = 0
+        with contextlib.closing(self.answers(digests, limit)) as received:
+            for answer in received:
+                held += max(len(answer.data), answer.raw_size)
+                if held > _MAX_HELD_BYTES:
+                    break  # Who asked reads the rest one by one.
+                answers.append(_unpacked(answer))
+        return answers
+
+    def answers(self, digests: Sequence[Digest], limit: int | None) -> Generator[Answer, None, None]:
+        """The server's answers, about nothing but what was asked for, and not many more than that. Some may
+        be missing."""
         request = rpc_batch_pb2.ReadRequest(
             digests=b"".join(map(check_digest, digests)),
             limit=min(limit or WHOLE_FILE_LIMIT, WHOLE_FILE_LIMIT),
         )
-        answers: list[Unpacked] = []
-        named = held = 0
+        named = count = 0
         with contextlib.closing(self._connection.receive(BATCHES, "Read", request)) as messages:
             for message in messages:
-                named += len(message.places) + len(message.absent) + len(message.apart)
-                if named > len(digests) or max(message.places, default=0) >= len(digests):
+                answer = answer_from_message(message)
+                told = [*answer.places, *answer.absent, *answer.apart]
+                named += len(told)
+                count += 1
+                if named > len(digests) or max(told, default=0) >= len(digests):
                     raise Corrupt(f"{self._connection.url}: {_NOT_ASKED_FOR}")
-                if not len(message.places) == len(message.starts) == len(message.sizes):
+                if not len(answer.places) == len(answer.starts) == len(answer.sizes):
                     raise Corrupt(f"{self._connection.url}: {_UNEQUAL}")
-                held += max(len(message.data), message.raw_size)
-                if held > _MAX_HELD_BYTES or len(answers) > 2 * len(digests):
-                    break  # Who asked reads the rest one by one.
-                answers.append(_unpacked(answer_from_message(message)))
-        return answers
+                if count > 2 * len(digests):
+                    return
+                yield answer
 
     def _in_order(
         self, digests: list[Digest], answers: list[Unpacked], limit: int | None, read: Read

@@ -42,11 +42,11 @@ _WRITE_BLOCK = 1024 * 1024
 _MIN_MEAN_CHUNK = 32 * 1024
 
 
-def _proves(tag: int, key: bytes, data: bytes) -> bool:
+def _proves(tag: int, key: bytes, data: bytes | memoryview) -> bool:
     if tag != LIST:
         return b3_digest(data) == key
     try:
-        unseal(_TABLE_ID, key, data)
+        unseal(_TABLE_ID, key, bytes(data))
     except Corrupt:
         return False
     return True

@@ -4,23 +4,19 @@ far."""
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Self
 
 from neve.castore.absences import Absences, absences_of
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, check_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService
+from neve.castore.directories.held import HeldClosure
 from neve.castore.directories.urls import DIRECTORY_SERVICES
-from neve.castore.directory import Directory, child_digests
+from neve.castore.directory import Directory
 from neve.castore.near import NEAR_FAILURES, NearCopy, from_near, keep_near
 from neve.errors import NeveError, NotFound
-from neve.packstore.layout import os_errors
 from neve.registry import Address
 from neve.telemetry import LOGGER, count_found
-
-_SPOOL_IN_MEMORY = 16 * 1024 * 1024
 
 
 class CachedDirectoryService(DirectoryService):
@@ -80,13 +76,14 @@ class CachedDirectoryService(DirectoryService):
 
         Raises the ``failure`` of near if that had begun with it and far has nothing of it.
         """
-        with _Closure() as closure:
+        with _ClosureToKeep() as closure:
             for directory in self._far.get_recursive(digest):
                 closure.add(directory)
                 if directory.digest not in given:
                     yield directory
-            if closure:
-                keep_near(lambda: closure.put(digest, self._near))
+            if closure.has_come:
+                if not closure.is_lost:
+                    keep_near(lambda: closure.put(digest, self._near))
             elif given and failure is not None:
                 raise failure
             else:
@@ -124,60 +121,22 @@ class CachedDirectoryService(DirectoryService):
             closing.callback(self._far.close)
 
 
-class _Closure:
-    """A closure that comes root to leaves, held (beyond some size on the disk) to be put leaves to root."""
+class _ClosureToKeep(HeldClosure):
+    """One that is not worth a failure: without room to hold it, it is not kept near."""
 
     def __init__(self) -> None:
-        self._spool = tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY)  # noqa: SIM115 - closed by __exit__
-        self._places: dict[Digest, tuple[int, int]] = {}
-        self._end = 0
-        self._is_lost = False
+        super().__init__()
+        self.has_come = False
+        self.is_lost = False
 
     def add(self, directory: Directory) -> None:
-        encoded = directory.encode()
-        self._places[directory.digest] = (self._end, len(encoded))
-        self._end += len(encoded)
-        if not self._is_lost:
+        self.has_come = True
+        if not self.is_lost:
             try:
-                self._spool.write(encoded)
-            except OSError as error:
-                LOGGER.warning("not kept near: cannot spool Directories: %s", error)
-                self._is_lost = True
-
-    def __bool__(self) -> bool:
-        return bool(self._places)
-
-    def _encoded(self, digest: Digest) -> bytes:
-        start, length = self._places[digest]
-        with os_errors("cannot read spooled Directories"):
-            self._spool.seek(start)
-            return self._spool.read(length)
-
-    def put(self, root: Digest, service: DirectoryService) -> None:
-        """Puts it, children first, without recursion; if there was room to hold it."""
-        if self._is_lost:
-            return
-        done: set[Digest] = set()
-        stack = [root]
-        with service.put_multiple() as putter:
-            while stack:
-                encoded = self._encoded(stack[-1])
-                children = [child for child in child_digests(encoded) if child not in done]
-                if children:
-                    stack += children
-                    continue
-                digest = stack.pop()
-                if digest not in done:
-                    putter.put(Directory.decode(encoded, digest=digest, validated=True))
-                    done.add(digest)
-            putter.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._spool.close()
+                super().add(directory)
+            except NeveError as error:
+                LOGGER.warning("not kept near: %s", error)
+                self.is_lost = True
 
 
 class _BothPutter(DirectoryPutter):

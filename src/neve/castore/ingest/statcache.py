@@ -114,10 +114,22 @@ class StatCache:
         path = self._file(key)
         temporary = path.with_suffix(f".{os.urandom(8).hex()}.tmp")
         with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folders(self._folder)
             try:
-                temporary.write_text(json.dumps(document))
+                with open(temporary, "x", opener=_private) as file:
+                    file.write(json.dumps(document))
                 temporary.replace(path)
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
+
+
+def make_private_folders(folder: Path) -> None:
+    """Makes a folder, and those above it that are missing. What is remembered is believed: nobody else may
+    put something there, whatever the umask."""
+    for each in (*reversed(folder.parents), folder):
+        each.mkdir(mode=0o700, exist_ok=True)
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)

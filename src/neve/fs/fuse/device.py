@@ -43,8 +43,8 @@ class Device:
             thread.start()
 
     def wait(self) -> None:
-        """Returns when the file system is no longer mounted anywhere. Raises ``OSError`` if the device
-        fails."""
+        """Returns when nothing more will come: the file system is no longer mounted anywhere, or was cut off
+        by force and is still mounted. Raises ``OSError`` if the device fails."""
         self._ended.wait()
         if self._failure is not None:
             raise self._failure

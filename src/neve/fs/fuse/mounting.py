@@ -23,6 +23,9 @@ _TYPE = "neve"
 _HELPERS = ("fusermount3", "fusermount")
 _HELPER_SECONDS = 60
 
+_AUTOMOUNT = "autofs"
+"""What lies where something is to be mounted once somebody looks for it."""
+
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 
@@ -63,19 +66,43 @@ def mount(folder: Path, options: MountOptions) -> Mounted:
     return mounted
 
 
-def unmount(mounted: Mounted) -> None:
+def unmount(mounted: Mounted, *, everywhere: bool = False) -> None:
     """Ends the mount, in any case: what has files open there keeps them for as long as somebody serves them.
 
-    Nothing happens if it is not mounted there any more. Raises errors of ``neve.errors``.
+    With ``everywhere`` also where it was moved, and parts of it bound, to other places. Only for who knows
+    that it is still mounted: else another file system may have its number. Nothing happens if it is not
+    mounted any more. Raises errors of ``neve.errors``.
     """
-    if _device_number(mounted.path) != mounted.device_number:
-        return
+    ours = mounted.device_number
+    if everywhere and ours:
+        for path in reversed([mount.path for mount in _mounts() if mount.is_of(ours)]):
+            _unmount_at(path, ours)
+    else:
+        _unmount_at(mounted.path, ours)
+
+
+def _unmount_at(path: Path, device_number: str) -> None:
     for lazily in (False, True):
-        reason = _unmount_once(mounted.path, lazily=lazily)
+        if device_number and not _can_be_unmounted(path, device_number):
+            return
+        reason = _unmount_once(path, lazily=lazily)
         if reason is None:
             return
-        LOGGER.debug("cannot unmount %s: %s", mounted.path, reason)
-    raise Unavailable(f"cannot unmount {mounted.path}: {reason}")
+        LOGGER.debug("cannot unmount %s: %s", path, reason)
+    raise Unavailable(f"cannot unmount {path}: {reason}")
+
+
+def _can_be_unmounted(path: Path, device_number: str) -> bool:
+    """Whether there is anything of ours there. Raises ``Conflict`` if it cannot be got at."""
+    there = [mount for mount in _mounts() if mount.path == path]
+    if not any(mount.is_of(device_number) for mount in there):
+        return False
+    if not there[-1].is_of(device_number):
+        raise Conflict(
+            f"cannot unmount {path}: another file system ({there[-1].kind}) is mounted over it; "
+            "umount that one, then this one"
+        )
+    return True
 
 
 def _unmount_once(path: Path, *, lazily: bool) -> str | None:
@@ -119,7 +146,7 @@ def check_mount_point(folder: Path, options: MountOptions) -> Path:
 
 def _check_not_mounted(folder: Path, path: Path) -> None:
     found = _topmost(path)
-    if found is None:
+    if found is None or found.kind == _AUTOMOUNT:
         return
     if found.kind.startswith("fuse"):
         # The kernel may know enough of a dead one to tell what it is, but not how full.
@@ -132,6 +159,13 @@ def _check_not_mounted(folder: Path, path: Path) -> None:
     )
 
 
+def is_automount(path: Path) -> bool:
+    """Whether somebody waits there for something to be mounted: all but the process group of who has made the
+    automount do, when they come near it."""
+    found = _topmost(path)
+    return found is not None and found.kind == _AUTOMOUNT
+
+
 def _unusable(folder: Path, error: OSError) -> NeveError:
     if error.errno == errno.ENOTCONN:
         return Conflict(f"{folder} is mounted, and whoever served it has died; run: umount {folder}")
@@ -142,20 +176,30 @@ def _unusable(folder: Path, error: OSError) -> NeveError:
 
 
 class _Mount(NamedTuple):
+    path: Path
     device_number: str
     kind: str
 
+    def is_of(self, device_number: str) -> bool:
+        """Whether it is of our file system. Of another kind may be who gets the number after us."""
+        return self.device_number == device_number and self.kind == f"fuse.{_TYPE}"
 
-def _topmost(path: Path) -> _Mount | None:
-    """What is mounted at ``path``, as the kernel tells this process."""
-    found = None
+
+def _mounts() -> list[_Mount]:
+    """What is mounted, as the kernel tells this process; what lies over something else comes after it."""
+    found = []
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             fields, _, rest = line.partition(b" - ")
             device_number, point = fields.split(b" ")[2], fields.split(b" ")[4]
-            if _unescaped(point) == os.fsencode(path):
-                found = _Mount(device_number.decode(), rest.split(b" ")[0].decode(errors="replace"))
+            kind = rest.split(b" ")[0].decode(errors="replace")
+            found.append(_Mount(Path(os.fsdecode(_unescaped(point))), device_number.decode(), kind))
     return found
+
+
+def _topmost(path: Path) -> _Mount | None:
+    """What is mounted at ``path``."""
+    return next((mount for mount in reversed(_mounts()) if mount.path == path), None)
 
 
 def _unescaped(field: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 from neve.fs.ahead import Neighbours, Walks
 from neve.fs.fuse.opcodes import InitFlag
 from neve.fs.fuse.protocol import Header
-from neve.fs.inodes import InodeTable
+from neve.fs.inodes import MAX_INODES, InodeTable
 from neve.fs.loads import Held
 
 Reply: TypeAlias = Callable[[Sequence[bytes | memoryview]], None]
@@ -26,7 +27,8 @@ class Kernel:
         """Where messages go that the kernel has not asked for; None if the transport has no such way."""
         self.being_sent: dict[bytes, bytes] = {}
         """Contents on their way there, by digest."""
-        self.inodes = InodeTable()
+        # A kernel that has such a way is that of this machine, and spends more on each inode than we do.
+        self.inodes = InodeTable(MAX_INODES if send is None else sys.maxsize)
         self.neighbours = Neighbours()
         self.walks = Walks()
         self.opens_files = not flags & InitFlag.NO_OPEN_SUPPORT

@@ -35,8 +35,10 @@ from neve.telemetry import LOGGER
 
 __all__ = ["MAX_READ_BYTES", "Reply", "Session", "SessionOptions"]
 
-MAX_BACKGROUND = 64
-"""Requests that nobody waits for (to read ahead, say) which the kernel may have under way."""
+MAX_BACKGROUND = 1024
+"""Requests that the kernel need not wait for which it may have under way. So it reads ahead, and nearly all
+else too: while so many are stuck in a store that hangs, nobody reads what is at hand. Those of readers who
+have been killed count as well, until they are answered."""
 
 MAX_READ_AHEAD_BYTES = 1 << 30
 """How far the kernel may read ahead: no less than it wants to, or was told to by who administers it."""

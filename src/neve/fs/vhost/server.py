@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
@@ -19,6 +20,7 @@ from neve.errors import NeveError, Unsupported
 from neve.fs.vhost.connection import Connection, peer_of
 from neve.fs.vhost.device import Device, DeviceOptions
 from neve.fs.vhost.ring import Handler, Ring
+from neve.serving.manager import Beat
 from neve.telemetry import LOGGER
 
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -29,8 +31,10 @@ _PAUSE_SECONDS = 0.1
 class Server:
     """A file system for guests, on a socket that listens."""
 
-    def __init__(self, listener: socket.socket, options: DeviceOptions | None = None) -> None:
-        """``listener`` stays the caller's.
+    def __init__(
+        self, listener: socket.socket, options: DeviceOptions | None = None, beat: Beat | None = None
+    ) -> None:
+        """``listener`` stays the caller's. ``beat`` is kept between whatever else there is to do.
 
         Raises ``Unsupported`` on a machine with the wrong order of bytes.
         """
@@ -39,6 +43,7 @@ class Server:
         listener.setblocking(False)
         self._listener = listener
         self._options = options or DeviceOptions()
+        self._beat = beat or Beat(None, lambda: None)
         self._connection: Connection | None = None
         self._handler: Handler | None = None
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -73,7 +78,11 @@ class Server:
             if ring.kick is not None:
                 poll.register(ring.kick, select.POLLIN)
         busy = any(ring.restless and ring.enabled for ring in rings)
-        ready = {file for file, _ in poll.poll(0 if busy else None)}
+        self._beat.beat()
+        left = self._beat.left()
+        # Rounded up, not to turn in vain in the last millisecond.
+        patience = None if left is None else math.ceil(left * 1000)
+        ready = {file for file, _ in poll.poll(0 if busy else patience)}
         try:
             self._work(rings, ready, make_handler)
         except Exception:

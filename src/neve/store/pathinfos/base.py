@@ -5,7 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from neve.errors import InvalidRequest, LimitExceeded, NotFound, Unsupported
+from neve.errors import (
+    Corrupt,
+    InvalidRequest,
+    LimitExceeded,
+    NeveError,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    Unsupported,
+)
 from neve.nix import base32
 from neve.nix.signing import Signature
 from neve.nix.store_path import DIGEST_SIZE, StorePath
@@ -56,6 +65,11 @@ class PathInfoService(ABC):
         refused with ``LimitExceeded``, and nothing changes.
         """
 
+    def put_many(self, path_infos: Sequence[PathInfo]) -> Sequence[PathInfo | NeveError]:
+        """Puts path infos, durable on return; what is stored, or why one cannot be. Nobody sees one before
+        those in front of it. Raises what concerns all of them: ``Unavailable``, ``PermissionDenied``."""
+        return [_stored_or_error(self, path_info) for path_info in path_infos]
+
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
         """Up to ``limit`` path infos with digests above ``after``, ascending. May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot list path infos")
@@ -63,6 +77,15 @@ class PathInfoService(ABC):
     def names(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[StorePath]:
         """The store paths of what ``list`` gives. A backend can often tell them without reading all of it."""
         return [path_info.store_path for path_info in self.list(after, limit)]
+
+    def list_encoded(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[tuple[bytes, bytes | Corrupt]]:
+        """What ``list`` gives, by digest and as ``encode_path_info`` writes it. A backend need not check what
+        it says, and can tell one that is damaged by its error."""
+        return [(path_info.digest, encode_path_info(path_info)) for path_info in self.list(after, limit)]
+
+    def lists_in_pages(self) -> bool:
+        """Whether a page of ``list`` costs no more than what is on it. May ask somebody."""
+        return True
 
     def __iter__(self) -> Iterator[PathInfo]:
         """All path infos, a page at a time. May be ``Unsupported``."""
@@ -91,15 +114,30 @@ class PathInfoService(ABC):
         return
 
 
+def _stored_or_error(service: PathInfoService, path_info: PathInfo) -> PathInfo | NeveError:
+    try:
+        return service.put(path_info)
+    except (Unavailable, PermissionDenied):
+        raise
+    except NeveError as error:
+        return error
+
+
 def to_be_stored(stored: PathInfo | None, new: PathInfo) -> PathInfo:
     """What a backend keeps when ``new`` is put where ``stored`` is: ``united``, if that is not too long."""
     result = united(stored, new)
-    if result != stored and (size := len(encode_path_info(result))) > MAX_PATH_INFO_BYTES:
+    if result != stored:
+        check_length(result)
+    return result
+
+
+def check_length(path_info: PathInfo) -> None:
+    """Raises ``LimitExceeded`` if a path info is too long to be stored."""
+    if (size := len(encode_path_info(path_info))) > MAX_PATH_INFO_BYTES:
         raise LimitExceeded(
-            f"{result.store_path}: a path info of {size} bytes, with all signatures, is over the limit of "
+            f"{path_info.store_path}: a path info of {size} bytes, with all signatures, is over the limit of "
             f"{MAX_PATH_INFO_BYTES} bytes"
         )
-    return result
 
 
 def check_path_digest(digest: bytes) -> bytes:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from neve.castore.absences import Absences, absences_of
-from neve.errors import Conflict, NeveError
+from neve.errors import Conflict, Corrupt, NeveError
 from neve.nix.store_path import StorePath
 from neve.registry import Address
 from neve.store.path_info import PathDescription, PathInfo
@@ -108,6 +108,12 @@ class CachedPathInfoService(PathInfoService):
 
     def list(self, after: bytes = b"", limit: int = 1000) -> Sequence[PathInfo]:
         return self._listed.list(after, limit)
+
+    def list_encoded(self, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, bytes | Corrupt]]:
+        return self._listed.list_encoded(after, limit)
+
+    def lists_in_pages(self) -> bool:
+        return self._listed.lists_in_pages()
 
     def names(self, after: bytes = b"", limit: int = 1000) -> Sequence[StorePath]:
         return self._listed.names(after, limit)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
+from typing import TypeVar
 
 from neve.errors import Corrupt, InvalidRequest, NotFound, PermissionDenied
 from neve.nix import base32
@@ -18,8 +19,10 @@ from neve.rpc.channel import Connection, NotOffered
 from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest
 from neve.store.remote import PATH_INFO_SERVICE, RemoteAdmin, calculated_nar
-from neve.store.wire import decode_path_info, path_info_from_message, path_info_to_message
+from neve.store.wire import decode_path_info, decode_path_name, path_info_from_message, path_info_to_message
 from neve.telemetry import LOGGER
+
+T = TypeVar("T")
 
 _PAGE = 1000
 _MAX_DIGESTS = 10_000
@@ -81,8 +84,34 @@ class GrpcPathInfoService(PathInfoService):
             lambda: self._page(after, limit), lambda: self._smallest(after, limit)
         )
 
+    def list_encoded(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[tuple[bytes, bytes | Corrupt]]:
+        return self._admin.unless_refused(
+            lambda: self._messages(after, limit, self._encoded),
+            lambda: super(GrpcPathInfoService, self).list_encoded(after, limit),
+        )
+
+    def lists_in_pages(self) -> bool:
+        return self._admin.unless_refused(lambda: self._page(b"", 1) is not None, lambda: False)
+
+    def _encoded(self, message: pathinfo_pb2.PathInfo) -> tuple[bytes, bytes]:
+        encoded = message.SerializeToString(deterministic=True)
+        try:
+            return decode_path_name(encoded).digest, encoded
+        except InvalidRequest as error:
+            raise self._invalid("ListPathInfos", error) from error
+
     def _page(self, after: bytes, limit: int) -> Sequence[PathInfo]:
-        found: list[PathInfo] = []
+        def decoded(message: pathinfo_pb2.PathInfo) -> tuple[bytes, PathInfo]:
+            path_info = self._valid(message, "ListPathInfos")
+            return path_info.digest, path_info
+
+        return [path_info for _, path_info in self._messages(after, limit, decoded)]
+
+    def _messages(
+        self, after: bytes, limit: int, read: Callable[[pathinfo_pb2.PathInfo], tuple[bytes, T]]
+    ) -> Sequence[tuple[bytes, T]]:
+        """What ``read`` makes of the messages of a page, each by its digest."""
+        found: list[tuple[bytes, T]] = []
         while len(found) < limit:
             wanted = min(limit - len(found), _MAX_DIGESTS)
             request = rpc_admin_pb2.ListRequest(after=after, limit=wanted)
@@ -90,11 +119,11 @@ class GrpcPathInfoService(PathInfoService):
             if not page:
                 break
             for message in page[:wanted]:
-                path_info = self._valid(message, "ListPathInfos")
-                if path_info.digest <= after:
+                digest, one = read(message)
+                if digest <= after:
                     raise Corrupt(f"{self._connection.url}: ListPathInfos: the answer is not in order")
-                found.append(path_info)
-                after = path_info.digest
+                found.append((digest, one))
+                after = digest
         return found
 
     def _smallest(self, after: bytes, limit: int) -> Sequence[PathInfo]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import TypeVar
 
-from neve.errors import Corrupt, NotFound
+from neve.errors import Conflict, Corrupt, LimitExceeded, NeveError, NotFound
 from neve.nix import base32
 from neve.nix.store_path import StorePath
 from neve.packstore.address import open_address
 from neve.packstore.frames import Record
+from neve.packstore.location import Location
 from neve.packstore.store import PackStore, Table, TableTransaction
 from neve.registry import Address
 from neve.store.path_info import InvalidPathInfo, PathInfo
@@ -49,19 +51,15 @@ class LocalPathInfoService(PathInfoService):
         if found is not None and to_be_stored(found, path_info) == found:
             return found
 
-        def change(transaction: TableTransaction) -> PathInfo:
-            stored = _stored(transaction, path_info.digest, damaged_is_none=replace)
-            result = to_be_stored(None if replace else stored, path_info)
-            if result != stored:
-                record = Record(_TAG, result.digest, encode_path_info(result))
-                transaction.put(PATH_INFOS, record)
-                if stored is None or stored.references != result.references:
-                    _forget_references(transaction, stored)
-                    for reference in set(result.references):
-                        transaction.put(REFERRERS, Record(_TAG, reference + result.digest, b""))
-            return result
+        return self._store.update(lambda transaction: _put(transaction, path_info, replace=replace))
 
-        return self._store.update(change)
+    def put_many(self, path_infos: Sequence[PathInfo]) -> Sequence[PathInfo | NeveError]:
+        """All of them by one commit."""
+
+        def change(transaction: TableTransaction) -> list[PathInfo | NeveError]:
+            return [_put_or_error(transaction, path_info) for path_info in path_infos]
+
+        return self._store.update(change) if path_infos else []
 
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
         return self._page(after, limit, decode_path_info)
@@ -69,17 +67,36 @@ class LocalPathInfoService(PathInfoService):
     def names(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[StorePath]:
         return self._page(after, limit, decode_path_name)
 
+    def list_encoded(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[tuple[bytes, bytes | Corrupt]]:
+        return self._records(after, limit, self._encoded)
+
+    def _encoded(self, digest: bytes, location: Location) -> bytes | Corrupt:
+        try:
+            return self._store.read(PATH_INFOS, digest, location)
+        except Corrupt as error:
+            return error
+
     def _page(self, after: bytes, limit: int, decode: Callable[[bytes], T]) -> Sequence[T]:
         """What ``decode`` makes of a page of records."""
+
+        def read(digest: bytes, location: Location) -> T:
+            return _decoded(digest, self._store.read(PATH_INFOS, digest, location), decode)
+
+        return [decoded for _, decoded in self._records(after, limit, read)]
+
+    def _records(
+        self, after: bytes, limit: int, read: Callable[[bytes, Location], T]
+    ) -> Sequence[tuple[bytes, T]]:
+        """What ``read`` makes of a page of records, by digest."""
         found: dict[bytes, T] = {}
         # A page of which nothing is left is not the end of the list.
         while not found and (page := self._store.page(PATH_INFOS, after, limit)):
             # Those that lie side by side may share a frame, which is unpacked once that way.
             for key, location in sorted(page, key=lambda item: item[1].place):
                 with contextlib.suppress(NotFound):  # Deleted, and its pack gone, since the page was read.
-                    found[key] = _decoded(key, self._store.read(PATH_INFOS, key, location), decode)
+                    found[key] = read(key, location)
             after = page[-1][0]
-        return [found[key] for key in sorted(found)]
+        return sorted(found.items(), key=itemgetter(0))
 
     def delete_many(self, digests: Sequence[bytes]) -> int:
         for digest in digests:
@@ -109,6 +126,25 @@ class LocalPathInfoService(PathInfoService):
         if not self._closed:
             self._closed = True
             self._store.close()
+
+
+def _put(transaction: TableTransaction, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
+    stored = _stored(transaction, path_info.digest, damaged_is_none=replace)
+    result = to_be_stored(None if replace else stored, path_info)
+    if result != stored:
+        transaction.put(PATH_INFOS, Record(_TAG, result.digest, encode_path_info(result)))
+        if stored is None or stored.references != result.references:
+            _forget_references(transaction, stored)
+            for reference in set(result.references):
+                transaction.put(REFERRERS, Record(_TAG, reference + result.digest, b""))
+    return result
+
+
+def _put_or_error(transaction: TableTransaction, path_info: PathInfo) -> PathInfo | NeveError:
+    try:
+        return _put(transaction, path_info)
+    except (Conflict, Corrupt, LimitExceeded) as error:
+        return error  # It shows before anything is changed.
 
 
 def _stored(transaction: TableTransaction, digest: bytes, *, damaged_is_none: bool) -> PathInfo | None:

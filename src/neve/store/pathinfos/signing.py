@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from neve.castore.node import Node
-from neve.errors import InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unavailable
+from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unavailable
 from neve.nix.signing import SecretKey, Signature
 from neve.nix.store_path import StorePath
 from neve.registry import Address
@@ -67,6 +67,12 @@ class SigningPathInfoService(PathInfoService):
 
     def list(self, after: bytes = b"", limit: int = 1000) -> Sequence[PathInfo]:
         return self._inner.list(after, limit)
+
+    def list_encoded(self, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, bytes | Corrupt]]:
+        return self._inner.list_encoded(after, limit)
+
+    def lists_in_pages(self) -> bool:
+        return self._inner.lists_in_pages()
 
     def names(self, after: bytes = b"", limit: int = 1000) -> Sequence[StorePath]:
         return self._inner.names(after, limit)
