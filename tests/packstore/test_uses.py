@@ -18,7 +18,7 @@ from neve.packstore.gate import Gate, collection_lock
 from neve.packstore.notes import MAX_LASTING, PERIOD, NotesReader, encode_head, encode_notes
 from neve.packstore.store import PackStore, Table
 from neve.packstore.uses import Uses
-from tests.packstore.helpers import opened
+from tests.packstore.helpers import contents, opened, put, records
 
 KEYS = [bytes((number,)) * 32 for number in range(8)]
 THINGS = Table(1, "things", lambda tag, key, data: True, collected=True)
@@ -90,8 +90,9 @@ def test_a_short_key_is_filled_up(store: PackStore) -> None:
 
 def test_what_is_stored_is_noted_before_it_is_there(store: PackStore) -> None:
     store.note(THINGS, KEYS[:1])
-    assert reader(store).news() == {1: {KEYS[0]}}
     store.note(Table(2, "others"), KEYS[1:2])
+    assert reader(store).news() == {}
+    put(store, records(1))
     assert reader(store).news() == {1: {KEYS[0]}}
 
 
@@ -307,12 +308,14 @@ def test_without_room_for_a_note_nothing_is_promised(
         promise(store, KEYS[1])
     found = store.uses.promise(1, lambda: [KEYS[1]], lambda found: found, reading=True)
     assert found == [KEYS[1]]
+    store.note(THINGS, [KEYS[2]])
     with pytest.raises(DiskFull):
-        store.note(THINGS, [KEYS[1]])
+        put(store, records(1))
+    assert contents(store) == {}
     monkeypatch.undo()
     assert files(store)[0].read_bytes() == before
     promise(store, KEYS[1])
-    assert reader(store).news() == {1: set(KEYS[:2])}
+    assert reader(store).news() == {1: set(KEYS[:3])}
 
 
 def test_a_store_that_is_only_read_promises_nothing(folder: Path) -> None:

@@ -117,6 +117,7 @@ class PackStore:
                 opened.callback(self._writer.close)
                 self._uses = Uses(path, lambda keys, now: note_used(self.index, keys, now))
                 opened.callback(self._uses.close)
+                self._writer.before_commit = self._uses.flush
             self._opened_parts = opened.pop_all()
 
     @classmethod

@@ -79,6 +79,7 @@ class Uses:
         self._noted: set[Note] = set()
         self._noted_since = -1
         self._dated: set[bytes] = set()
+        self._pending = bytearray()
 
     def promise(
         self,
@@ -140,15 +141,21 @@ class Uses:
         return result
 
     def note(self, table: int, keys: Iterable[bytes], *, dated: bool = False) -> None:
-        """Notes keys that are about to be stored; they stay for now once they are. Raises ``DiskFull``.
+        """Notes keys that are about to be stored, with the next ``flush``; they stay for now once they are.
 
         It may be called within a transaction of the index.
         """
         keys = list(keys)
         if keys and os.getpid() == self._pid:
-            self._append([(table, key) for key in keys])
+            with self._lock:
+                self._pending += encode_notes((table, key) for key in keys)
             if dated:
                 self._note_dated(keys)
+
+    def flush(self) -> None:
+        """Writes what is to be noted; before anything of it is committed. Raises ``DiskFull``."""
+        if self._pending and os.getpid() == self._pid:
+            self._append(())
 
     def _all_noted(self, table: int, keys: Iterable[bytes]) -> bool:
         """Whether all have been noted in this period, and since the last collection has begun."""
@@ -163,8 +170,8 @@ class Uses:
             self._dated.update(keys)
 
     def _append(self, notes: Iterable[Note]) -> None:
-        data = encode_notes(notes)
         with self._lock, os_errors(f"cannot note in {self._folder} what is in use"):
+            data = bytes(self._pending) + encode_notes(notes)
             if self._fd < 0:
                 self._fd = self._create()
             start = os.lseek(self._fd, 0, os.SEEK_END)
@@ -176,6 +183,7 @@ class Uses:
                 # Whoever reads this goes by multiples of the size of a note.
                 os.ftruncate(self._fd, start)
                 raise
+            self._pending = bytearray()
 
     def _create(self) -> int:
         """A new file, locked. What others have left and nobody needs any more is removed."""
