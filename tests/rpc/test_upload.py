@@ -128,6 +128,7 @@ def test_a_full_queue_is_given_up(server: Puts, connection: Connection) -> None:
     upload = connection.upload(BLOBS, "Put")
     for _ in range(3):
         upload.send(Chunk(data=bytes(20_000_000)))
+    assert soon(lambda: bool(server.taken))
     upload.cancel()
     assert server.ended.wait(20)
 
