@@ -6,14 +6,17 @@ import dataclasses
 import re
 from pathlib import Path
 
+from neve.cli.collecting import gc
 from neve.cli.commands import cli
 from neve.cli.server_options import shown_size
 from neve.fs.fuse.session import MAX_READ_BYTES
 from neve.fs.vhost.device import DRAIN_SECONDS
 from neve.fs.vhost.messages import MAX_QUEUE_SIZE
 from neve.fs.vhost.ring import MAX_REQUEST_BYTES
+from neve.packstore.notes import MAX_LASTING
 from neve.rpc.target import DEFAULT_TIMEOUT, PARAMETERS
 from neve.server.limits import Limits
+from neve.store.gc.rules import DEFAULT_GRACE
 from neve.store.pathinfos.lru import DEFAULT_CAPACITY
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 from neve.store.substitute import address, http, pace
@@ -52,6 +55,14 @@ def test_every_parameter_of_a_cache_is_told_with_its_default() -> None:
     for scheme in ("cache", "keyfile-signing", "lru", "nix+file", "nix+http", "nix+https"):
         assert scheme in PATH_INFO_SERVICES.names()
         assert f"{scheme}://" in text
+
+
+def test_every_option_of_gc_is_told() -> None:
+    text = (DOCS / "gc.md").read_text()
+    elsewhere = {"store", "blob-service-addr", "directory-service-addr", "path-info-service-addr", "json"}
+    opts = {name.removeprefix("--") for option in gc.params for name in option.opts if name[:2] == "--"}
+    assert [name for name in sorted(opts - elsewhere) if f"--{name}" not in text] == []
+    assert f"(default {DEFAULT_GRACE / 3600:g} hours, at most {MAX_LASTING / 3600:g})" in text
 
 
 def test_the_limits_of_virtiofs_are_told() -> None:

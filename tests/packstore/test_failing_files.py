@@ -124,6 +124,7 @@ def replaced(fd: int, path: str, flags: int) -> None:
 def test_a_pack_that_became_another_file(folder: Path, what: str) -> None:
     """Not even cutting it off works: that is left to recovery, and the next commit gets another pack."""
     with opened(folder) as store:
+        store.writer.begin()  # As long as anybody stages, the pack is not parked.
         put(store, records(1))
         [path] = pack_paths(folder)
         [held] = store.writer._staging.held()
@@ -166,10 +167,10 @@ def test_a_closed_pack_is_nobodys_file(folder: Path, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger"
     with opened(folder) as store:
         put(store, records(1))
-        [held] = store.writer._staging.held()
         session = store.writer.begin()
         store.stage(BLOBS, records(2), session)
         assert store.locate(BLOBS, [records(2)[0].key])
+        [held] = store.writer._staging.held()
         number = held.fd
         replaced(number, str(pack_paths(folder)[0]), os.O_RDONLY)
     stranger.write_bytes(bytes(1000))

@@ -47,6 +47,7 @@ CHANGING = {
     "ReplacePathInfo",
     "AddSignatures",
     "PutNar",
+    "Gc",
 }
 
 
@@ -414,7 +415,7 @@ def test_a_verification_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def broken(*_: Any, **__: Any) -> None:
         raise AssertionError("broken")
 
-    monkeypatch.setattr("neve.server.verification.verify_store", broken)
+    monkeypatch.setattr("neve.server.admin.verify_store", broken)
     with running_daemon("memory://", folder=tmp_path) as daemon, daemon.channel(admin=True) as channel:
         call = Admin(channel)
         with status(Code.INTERNAL, re.escape("AssertionError: broken")):

@@ -14,6 +14,7 @@ from neve.cli.ingest import BYTES_PATH
 from neve.cli.interrupts import grace
 from neve.cli.options import STORE_PATH, StoreOptions, store_options
 from neve.cli.progress import is_shown, progress_bar
+from neve.cli.sizes import shown_bytes
 from neve.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -345,15 +346,3 @@ def stats_rows(found: Stats) -> list[tuple[str, str]]:
         ("dedup ratio", f"{found.dedup_ratio:.2f}"),
         ("compression ratio", f"{found.compression_ratio:.2f}"),
     ]
-
-
-def shown_bytes(size: int) -> str:
-    """Bytes, and the same in a unit that people can compare."""
-    if size < 1024:
-        return f"{size} bytes"
-    value, unit = size / 1024, "KiB"
-    for larger in ("MiB", "GiB", "TiB", "PiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{size} bytes ({value:.1f} {unit})"

@@ -11,9 +11,9 @@ import click
 
 from neve.cli import output
 from neve.cli.failures import SomeFailedError
-from neve.cli.inspect import shown_bytes
 from neve.cli.options import STORE_PATH, StoreOptions, check_address, netrc_file
 from neve.cli.progress import progress_bar, result_lines
+from neve.cli.sizes import shown_bytes
 from neve.errors import NotFound, Unsupported
 from neve.registry import shown_url
 from neve.telemetry import LOGGER

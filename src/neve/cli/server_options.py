@@ -284,7 +284,10 @@ def worker_command(name: str, server: str, serve: Callable[[], bool]) -> click.C
 @contextlib.contextmanager
 def opened_services(store: StoreOptions, *, write: bool) -> Iterator[Services]:
     """The services of a store that a command line names."""
-    with store.open(write=write) as opened:
+    from neve.packstore.uses import lasting_uses
+
+    # Clients go on after this process has ended, and count on what it has told them.
+    with lasting_uses(), store.open(write=write) as opened:
         yield opened.services
 
 

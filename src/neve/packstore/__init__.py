@@ -18,7 +18,15 @@ It knows tables, keys and bytes; what a blob or a Directory is, the layers above
     recovery.py      what a process that died left behind
     reader.py        frames to bytes: descriptors, decompression, the frame cache
     layout.py        the folder: format version, locks, settings
-    check.py         verification; rebuild.py: a new index from the packs; report.py: what both tell
+    gate.py          a collection and everybody else: who waits for whom
+    notes.py         files of what processes have promised to be there; uses.py: how they are kept
+    dates.py         when records were last used
+    survey.py        how much of the packs is in use
+    moving.py        moving records to another pack
+    removal.py       removing packs
+    compaction.py    giving back the space of what is not in use
+    check.py         verification; report.py: what it tells
+    rebuild.py       a new index from the packs
     store.py         PackStore: all of it behind one object
     address.py       local: addresses
 
@@ -29,4 +37,7 @@ Invariants (tests/packstore shows each):
 3. Only the process that holds a pack's lock appends to it or truncates it, and never in front of its last
    commit mark.
 4. A pack is self-describing: the packs alone are enough to rebuild the index.
+5. A pack is removed when neither of the index's two newest states points to it; its name is not used again.
+6. What a process has answered to be there is not dropped while the process has the store open; what a server
+   has answered, not before the grace of a collection is over.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tempfile
@@ -36,7 +37,11 @@ _Read = tuple[pack.Frame, bytes | None]
 def pack_bytes(store: Path) -> int:
     """The summed size of all packs in bytes."""
     packs = store / layout.PACKS_DIR
-    return sum((packs / layout.pack_name(i)).stat().st_size for i in layout.pack_ids(store))
+    size = 0
+    for pack_id in layout.pack_ids(store):
+        with contextlib.suppress(FileNotFoundError):  # A collection may just have removed it.
+            size += (packs / layout.pack_name(pack_id)).stat().st_size
+    return size
 
 
 def verify(store: PackStore, tables: Iterable[Table], progress: Progress = ignore_progress) -> Report:
@@ -138,18 +143,21 @@ class _Verification:
                 fd = file.fileno()
                 self._check_ends(fd, pack_id, length)
                 for frame, payload in self._payloads(fd, pack_id, self._heads(fd, path, length)):
+                    if payload is None and _is_removed(fd):
+                        return
                     self._report.frames += 1
                     self._report.stored_bytes += frame.end - frame.offset
                     yield frame, payload
                     self._progress(frame.end - frame.offset)
         except FileNotFoundError:
-            self._report.add(f"{path} is missing")
+            if length is None or pack_id in self._store.index.pack_lengths():
+                self._report.add(f"{path} is missing")
 
     def _heads(self, fd: int, path: Path, length: int | None) -> Iterator[pack.Frame]:
         """The data frames whose heads are intact; what lies between them is noted."""
         for found in pack.scan(fd, self._store.key):
             start = found.start if isinstance(found, pack.Damage) else found.offset
-            if length is not None and start >= length:
+            if (length is not None and start >= length) or _is_removed(fd):
                 return
             if isinstance(found, pack.Damage):
                 end = found.end if length is None else min(found.end, length)
@@ -176,6 +184,8 @@ class _Verification:
 
     def _check_ends(self, fd: int, pack_id: int, length: int | None) -> None:
         path, size = self._path(pack_id), os.fstat(fd).st_size
+        if _is_removed(fd):
+            return
         if length is not None and size < length:
             self._report.add(f"{path} is truncated: {size} bytes, {length} were committed")
         try:
@@ -260,6 +270,11 @@ class _Verification:
 
     def _path(self, pack_id: int) -> Path:
         return self._store.path / layout.PACKS_DIR / layout.pack_name(pack_id)
+
+
+def _is_removed(fd: int) -> bool:
+    """Whether a collection has removed, and so emptied, the file since it was opened."""
+    return not os.fstat(fd).st_nlink
 
 
 def _tasks(frames: Iterable[pack.Frame]) -> Iterator[list[pack.Frame]]:

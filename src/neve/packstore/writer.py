@@ -63,6 +63,8 @@ class Writer:
         self._key = key
         self._pid = os.getpid()
         self._staging = Staging(path, index, key)
+        self.before_commit: Callable[[], None] = lambda: None
+        """Called in each transaction, before anything of it is committed. What it raises makes that fail."""
         self._arrivals = Arrivals()
         self._joined = JoinedCommits()
         # Under the condition's lock.
@@ -222,6 +224,7 @@ class Writer:
     def _lead(self) -> None:
         failure: BaseException | None = None
         try:
+            self._staging.begin_commit()
             self._arrivals.gather(*self._patience())
             while True:
                 try:
@@ -320,6 +323,7 @@ class Writer:
 
     def _write(self, txn: IndexWriter, taken: Portion, changes: dict[int, list[Record]]) -> None:
         """Appends the changes and the marks, syncs, and puts everything into the transaction."""
+        self.before_commit()
         placed: list[tuple[int, Record, Location]] = []
         held = self._staging.held()
         for table, records in changes.items():

@@ -18,8 +18,12 @@ from neve.proto.tvix.castore.protos import castore_pb2
 from neve.proto.tvix.store.protos import pathinfo_pb2
 from neve.server.blobs import check_writable
 from neve.server.calls import Calls, Context
+from neve.server.collection import gc_conclusion, rules_of
 from neve.server.long_work import StopFlag, StopProgress, run_stoppable
-from neve.server.verification import send_verification
+from neve.server.telling import send_told
+from neve.server.verification import verify_conclusion
+from neve.store.check import verify_store
+from neve.store.gc.collect import collect_garbage
 from neve.store.nar_nodes import Nar
 from neve.store.pathinfos.base import check_path_digest
 from neve.store.services import Services
@@ -34,7 +38,7 @@ _PAGE_BYTES = 1024 * 1024
 """Path infos of about this many bytes go into one answer."""
 
 _LONG_WORKS = 2
-"""Verifications and counts at once; each takes a thread and a core."""
+"""Verifications, collections and counts at once; each takes a thread and a core."""
 
 PATH_SIZE = store_path.DIGEST_SIZE
 
@@ -199,7 +203,26 @@ class AdminHandlers:
             return await run_stoppable(self._calls, counted)
 
     async def Verify(self, request: messages.VerifyRequest, context: Context) -> None:  # noqa: N802
-        await send_verification(self._services, self._calls, self._long_works, request, context)
+        await send_told(
+            self._calls,
+            self._long_works,
+            context,
+            messages.VerifyResponse,
+            lambda told: verify_store(self._services, told, nar_hashes=request.nar_hashes),
+            verify_conclusion,
+        )
+
+    async def Gc(self, request: messages.GcRequest, context: Context) -> None:  # noqa: N802
+        check_writable(self._read_only)
+        rules = rules_of(request)
+        await send_told(
+            self._calls,
+            self._long_works,
+            context,
+            messages.GcResponse,
+            lambda told: collect_garbage(self._services, rules, told),
+            gc_conclusion,
+        )
 
 
 class NoAdministration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from neve.store.nar_nodes import NAR_NODES
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.local import PATH_INFOS, REFERRERS
+from neve.store.pins import PINS
 from neve.store.services import Services
 from neve.store.small_files import SMALL_FILES
 from neve.store.wire import decode_path_info, encode_path_info
@@ -32,7 +34,7 @@ from neve.tree import WHOLE_FILE_LIMIT
 if TYPE_CHECKING:
     from neve.proto.neve.admin.protos.rpc_admin_pb2 import VerifyResponse
 
-TABLES = (BLOBS, DIRECTORIES, PATH_INFOS, NAR_NODES, REFERRERS, SMALL_FILES)
+TABLES = (BLOBS, DIRECTORIES, PATH_INFOS, NAR_NODES, REFERRERS, SMALL_FILES, PINS)
 """Every table of an embedded store."""
 
 _SHOWN_PATHS = 10
@@ -67,6 +69,12 @@ def verify_store(
         if report is not None:
             return report
         LOGGER.info("%s is not to be administered by us: reading all that its path infos name", remote.url)
+    # A verification must not make everything stay that it has come across.
+    with contextlib.nullcontext() if services.packs is None else services.packs.only_looking():
+        return _verify(services, progress, nar_hashes=nar_hashes)
+
+
+def _verify(services: Services, progress: Progress, *, nar_hashes: bool) -> VerifyReport:
     report = VerifyReport()
     damaged = {} if services.packs is None else _check_packs(services.packs, report, progress)
     paths = PathCheck(services, damaged, progress)

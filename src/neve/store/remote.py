@@ -59,6 +59,13 @@ class RemoteAdmin:
         except NotOffered as error:
             raise self._not_offered("verify itself") from error
 
+    def gc(self, request: rpc_admin_pb2.GcRequest) -> Iterator[rpc_admin_pb2.GcResponse]:
+        """Lets the server collect its store; gives its messages. Raises like ``call``."""
+        try:
+            yield from self.connection.receive(ADMIN_SERVICE, "Gc", request)
+        except NotOffered as error:
+            raise self._not_offered("collect its store") from error
+
     def _not_offered(self, what: str) -> NotOffered:
         self.connection.lacks(ADMIN_SERVICE)
         return NotOffered(f"{self.url} cannot {what}: only the administration address of a neve daemon can")

@@ -144,3 +144,65 @@ class VerifyResponse(_message.Message):
     summary: str
     done: bool
     def __init__(self, total: _Optional[int] = ..., advance: _Optional[int] = ..., current: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., summary: _Optional[str] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class GcRequest(_message.Message):
+    __slots__ = ("keep", "only_pinned", "keep_newer", "max_size", "ignore_missing", "grace", "dry_run")
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    ONLY_PINNED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_NEWER_FIELD_NUMBER: _ClassVar[int]
+    MAX_SIZE_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_MISSING_FIELD_NUMBER: _ClassVar[int]
+    GRACE_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    keep: _containers.RepeatedScalarFieldContainer[str]
+    only_pinned: bool
+    keep_newer: float
+    max_size: int
+    ignore_missing: bool
+    grace: float
+    dry_run: bool
+    def __init__(self, keep: _Optional[_Iterable[str]] = ..., only_pinned: _Optional[bool] = ..., keep_newer: _Optional[float] = ..., max_size: _Optional[int] = ..., ignore_missing: _Optional[bool] = ..., grace: _Optional[float] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class GcResponse(_message.Message):
+    __slots__ = ("total", "advance", "current", "problems", "report")
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ADVANCE_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    total: int
+    advance: int
+    current: str
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    report: GcReport
+    def __init__(self, total: _Optional[int] = ..., advance: _Optional[int] = ..., current: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., report: _Optional[_Union[GcReport, _Mapping]] = ...) -> None: ...
+
+class GcReport(_message.Message):
+    __slots__ = ("dry_run", "paths_kept", "paths_dropped", "directories_dropped", "blobs_dropped", "chunks_dropped", "content_bytes", "fresh", "pack_bytes", "dead_bytes", "given_back", "busy_bytes", "missing")
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    PATHS_KEPT_FIELD_NUMBER: _ClassVar[int]
+    PATHS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORIES_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    PACK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_BACK_FIELD_NUMBER: _ClassVar[int]
+    BUSY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    paths_kept: int
+    paths_dropped: int
+    directories_dropped: int
+    blobs_dropped: int
+    chunks_dropped: int
+    content_bytes: int
+    fresh: int
+    pack_bytes: int
+    dead_bytes: int
+    given_back: int
+    busy_bytes: int
+    missing: int
+    def __init__(self, dry_run: _Optional[bool] = ..., paths_kept: _Optional[int] = ..., paths_dropped: _Optional[int] = ..., directories_dropped: _Optional[int] = ..., blobs_dropped: _Optional[int] = ..., chunks_dropped: _Optional[int] = ..., content_bytes: _Optional[int] = ..., fresh: _Optional[int] = ..., pack_bytes: _Optional[int] = ..., dead_bytes: _Optional[int] = ..., given_back: _Optional[int] = ..., busy_bytes: _Optional[int] = ..., missing: _Optional[int] = ...) -> None: ...
