@@ -221,7 +221,7 @@ def test_a_rebuild_that_fails_leaves_the_old_index(folder: Path, monkeypatch: py
         patch.setattr(pack, "payload_intact", fail)
         with pytest.raises(ZeroDivisionError):
             rebuild_index(folder, TABLES)
-    assert sorted(os.listdir(folder)) == ["index", "lock", "packs", "store.json", "tmp"]
+    assert sorted(os.listdir(folder)) == ["index", "lock", "packs", "store.json", "tmp", "uses"]
     with opened(folder) as store:
         assert contents(store) == expected
 

@@ -291,6 +291,12 @@ def child_digests(data: bytes) -> list[Digest]:
     return [directory.digest for directory in _parse(data).directories]
 
 
+def referred_digests(data: bytes) -> tuple[list[Digest], list[Digest]]:
+    """Those of the directories and those of the files, of a Directory that was validated before."""
+    message = _parse(data)
+    return [node.digest for node in message.directories], [node.digest for node in message.files]
+
+
 def _lists(message: castore_pb2.Directory) -> Iterator[tuple[str, list[tuple[bytes, Node]]]]:
     yield "directories", [(d.name, DirectoryNode(d.digest, d.size)) for d in message.directories]
     yield "files", [(f.name, FileNode(f.digest, f.size, f.executable)) for f in message.files]

@@ -6,6 +6,7 @@ import click
 
 from neve import __version__
 from neve.cli import (
+    collecting,
     copying,
     daemon,
     ingest,
@@ -97,6 +98,8 @@ key.add_command(keys.key_generate)
 key.add_command(keys.key_public)
 for command in (inspect.ls, inspect.cat, inspect.export, inspect.path_info, inspect.stats, maintain.verify):
     cli.add_command(command)
+cli.add_command(collecting.gc)
+cli.add_command(collecting.pin)
 cli.add_command(keys.sign)
 cli.add_command(daemon.daemon)
 cli.add_command(daemon.daemon_worker)

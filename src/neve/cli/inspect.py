@@ -13,6 +13,7 @@ from neve.cli import output
 from neve.cli.interrupts import grace
 from neve.cli.options import STORE_PATH, StoreOptions, store_options
 from neve.cli.progress import is_shown, progress_bar
+from neve.cli.sizes import shown_bytes
 from neve.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -321,25 +322,13 @@ def stats_rows(found: Stats) -> list[tuple[str, str]]:
     """The numbers with their names for people."""
     return [
         ("store paths", str(found.store_paths)),
-        ("their NARs", _bytes(found.nar_bytes)),
+        ("their NARs", shown_bytes(found.nar_bytes)),
         ("blobs", str(found.blobs)),
         ("chunks", str(found.chunks)),
         ("directories", str(found.directories)),
-        ("contents", _bytes(found.content_bytes)),
-        ("compressed", _bytes(found.stored_bytes)),
-        ("on disk", _bytes(found.disk_bytes)),
+        ("contents", shown_bytes(found.content_bytes)),
+        ("compressed", shown_bytes(found.stored_bytes)),
+        ("on disk", shown_bytes(found.disk_bytes)),
         ("dedup ratio", f"{found.dedup_ratio:.2f}"),
         ("compression ratio", f"{found.compression_ratio:.2f}"),
     ]
-
-
-def _bytes(size: int) -> str:
-    """Bytes, and the same in a unit that people can compare."""
-    if size < 1024:
-        return f"{size} bytes"
-    value, unit = size / 1024, "KiB"
-    for larger in ("MiB", "GiB", "TiB", "PiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{size} bytes ({value:.1f} {unit})"

@@ -81,6 +81,12 @@ class StoreOptions:
             if not interrupted:
                 store.close()
 
+    def exists(self) -> bool:
+        """Whether there is anything: what cares for a store must not make an empty one, mistyped say."""
+        address = parse_address(self.url)
+        is_folder = address.scheme == "local" and address.path
+        return not is_folder or os.path.exists(os.path.join(address.path, "store.json"))
+
     def whole(self) -> str:
         """The address, for what works on a store as a whole and not on a mix of services."""
         if self.blob_service or self.directory_service or self.path_info_service:

@@ -1,6 +1,8 @@
 """One process's pack files: appending, syncing, and which pack to append to.
 
-Only the holder of a pack's lock (``flock``) appends to it or truncates it. Pack ids come from a
+Only the holder of a pack's lock (``flock``) appends to it or truncates it. Who has nothing to append for now
+*parks* his pack: he shares the lock, which keeps others from appending too, but lets a collection share it;
+then the pack stays as it is until that has moved what is worth it elsewhere. Pack ids come from a
 counter in the index and are never given out twice, so a name never means something else later.
 """
 
@@ -86,6 +88,27 @@ class OpenPack:
         with os_errors(f"cannot sync {self.path}"):
             os.fdatasync(self.fd)
 
+    def park(self) -> bool:
+        """Shares the lock; returns whether that worked. Nothing may be appended before ``resume``."""
+        return self._lock(fcntl.LOCK_SH)
+
+    def resume(self) -> bool:
+        """Takes the lock alone again; returns whether the pack can be appended to. If not, it is lost."""
+        # A lock that is changed is let go of for a moment; who has got it then has appended.
+        if not self._lock(fcntl.LOCK_EX):
+            return False
+        with os_errors(f"cannot look at {self.path}"):
+            stat = os.fstat(self.fd)
+        return stat.st_size == self.end and stat.st_nlink > 0
+
+    def _lock(self, kind: int) -> bool:
+        with os_errors(f"cannot lock {self.path}"):
+            try:
+                fcntl.flock(self.fd, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
     def close(self) -> None:
         """Lets go of the file and its lock. It never fails: what was to be kept, a sync has made sure of."""
         # The number may soon be another file's: whatever is done with this pack from now on must fail.
@@ -133,7 +156,7 @@ def open_pack(store: Path, index: Index, key: bytes) -> OpenPack:
                 found.close()
                 raise
             found.close()
-        return _create(store, index, key)
+        return create_pack(store, index, key)
 
 
 def _is_clean(found: OpenPack, index: Index, key: bytes) -> bool:
@@ -152,7 +175,9 @@ def _is_clean(found: OpenPack, index: Index, key: bytes) -> bool:
     return True
 
 
-def _create(store: Path, index: Index, key: bytes) -> OpenPack:
+def create_pack(store: Path, index: Index, key: bytes) -> OpenPack:
+    """A new pack, which this process holds the lock of."""
+
     def next_id(txn: IndexWriter) -> int:
         on_disk = pack_ids(store)
         pack_id = max(txn.counter(_NEXT_ID), on_disk[-1] + 1 if on_disk else 1)

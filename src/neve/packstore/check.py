@@ -26,7 +26,11 @@ _PAGE = 10_000
 def pack_bytes(store: Path) -> int:
     """The summed size of all packs in bytes."""
     packs = store / layout.PACKS_DIR
-    return sum((packs / layout.pack_name(i)).stat().st_size for i in layout.pack_ids(store))
+    size = 0
+    for pack_id in layout.pack_ids(store):
+        with contextlib.suppress(FileNotFoundError):  # A collection may just have removed it.
+            size += (packs / layout.pack_name(pack_id)).stat().st_size
+    return size
 
 
 def verify(store: PackStore, tables: Iterable[Table], progress: Progress = ignore_progress) -> Report:
@@ -112,17 +116,25 @@ class _Verification:
                     start = found.start if isinstance(found, pack.Damage) else found.offset
                     if length is not None and start >= length:
                         return
+                    if _is_removed(fd):
+                        return
                     if isinstance(found, pack.Damage):
                         end = found.end if length is None else min(found.end, length)
                         self._report.add(f"{path} is damaged from byte {start} to {end}")
                     elif found.kind == pack.DATA:
-                        yield fd, found, self._payload(fd, pack_id, found)
+                        payload = self._payload(fd, pack_id, found)
+                        if payload is None and _is_removed(fd):
+                            return
+                        yield fd, found, payload
                         self._progress(found.end - found.offset)
         except FileNotFoundError:
-            self._report.add(f"{path} is missing")
+            if length is None or pack_id in self._store.index.pack_lengths():
+                self._report.add(f"{path} is missing")
 
     def _check_ends(self, fd: int, pack_id: int, length: int | None) -> None:
         path, size = self._path(pack_id), os.fstat(fd).st_size
+        if _is_removed(fd):
+            return
         if length is not None and size < length:
             self._report.add(f"{path} is truncated: {size} bytes, {length} were committed")
         try:
@@ -222,6 +234,11 @@ class _Verification:
 
     def _path(self, pack_id: int) -> Path:
         return self._store.path / layout.PACKS_DIR / layout.pack_name(pack_id)
+
+
+def _is_removed(fd: int) -> bool:
+    """Whether a collection has removed, and so emptied, the file since it was opened."""
+    return not os.fstat(fd).st_nlink
 
 
 def frame_place(pack_id: int, frame: pack.Frame) -> int:

@@ -293,6 +293,21 @@ class Index:
 
         return self._read(scan)
 
+    def counters(self, prefix: bytes) -> dict[bytes, int]:
+        """The counters whose names begin so."""
+
+        def scan(txn: Txn) -> dict[bytes, int]:
+            found: dict[bytes, int] = {}
+            with txn.cursor(db=self._meta) as cursor:
+                if cursor.set_range(prefix):
+                    for key, value in cursor:
+                        if not bytes(key).startswith(prefix):
+                            break
+                        found[bytes(key)] = decode_number(bytes(key), bytes(value))
+            return found
+
+        return self._read(scan)
+
     def copy_to(self, folder: Path) -> None:
         """Writes a consistent copy of the data file into ``folder``, which must be empty."""
         self._read(lambda _: self._env.copy(str(folder)))

@@ -80,6 +80,16 @@ class IndexWriter:
         self.changed = True
         self._txn.put(name, encode_number(name, value), db=self._meta)
 
+    def drop_counter(self, name: bytes) -> None:
+        """Makes it 0."""
+        self.changed = True
+        self._txn.delete(name, db=self._meta)
+
+    def drop_pack(self, pack_id: int) -> None:
+        """Forgets the length of a pack that is to be removed."""
+        self.changed = True
+        self._txn.delete(pack_id.to_bytes(4, "big"), db=self._packs)
+
     def note_transaction(self) -> None:
         """Writes down the number of this transaction; the last thing before it is committed."""
         self.set_counter(TRANSACTION, int(self._txn.id()))

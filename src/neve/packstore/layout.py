@@ -6,6 +6,7 @@
     lock                flock: shared by every process that has the store open, exclusive to rebuild
     index/              the LMDB environment
     packs/NNNNNNNN.pack the pack files, eight lower-case hex digits
+    uses/               what processes have promised to be there; see ``uses``
     tmp/                spool files; anything here may be deleted while no process has the store open
 """
 
@@ -32,6 +33,7 @@ LOCK_FILE = "lock"
 INDEX_DIR = "index"
 PACKS_DIR = "packs"
 TMP_DIR = "tmp"
+USES_DIR = "uses"
 REBUILD_DIR = "index.rebuild"
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -113,7 +115,7 @@ def create(path: Path, settings: dict[str, Any]) -> None:
         with _locked_folder(path):
             if (path / STORE_FILE).exists():
                 return
-            known = {STORE_FILE, LOCK_FILE, INDEX_DIR, PACKS_DIR, TMP_DIR, "lost+found"}
+            known = {STORE_FILE, LOCK_FILE, INDEX_DIR, PACKS_DIR, TMP_DIR, USES_DIR, "lost+found"}
             found = [name for name in os.listdir(path) if not name.startswith(f".{STORE_FILE}.")]
             if strangers := sorted(set(found) - known):
                 raise InvalidRequest(

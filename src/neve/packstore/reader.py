@@ -83,11 +83,23 @@ class PackFiles:
             with self._lock:
                 users[0] -= 1
         if len(data) != size:
+            self._check_there(pack_id)
             raise Corrupt(
                 f"{self._pack_path(pack_id)} is truncated: "
                 f"{size} bytes expected at {offset}, {len(data)} are there"
             )
         return data
+
+    def _check_there(self, pack_id: int) -> None:
+        """Raises ``NotFound`` if a pack that is open has been removed: it has been emptied then."""
+        with self._lock:
+            fd, users = self._open.get(pack_id, (-1, [0]))
+            if fd < 0 or os.fstat(fd).st_nlink:
+                return
+            if not users[0]:
+                del self._open[pack_id]
+                os.close(fd)
+        raise NotFound(f"{self._pack_path(pack_id)} has been removed")
 
     def _pack_path(self, pack_id: int) -> Path:
         return self._path / PACKS_DIR / pack_name(pack_id)

@@ -27,6 +27,7 @@ from neve.packstore.index import Index
 from neve.packstore.index_writer import IndexWriter
 from neve.packstore.layout import PACKS_DIR, os_errors, pack_ids, pack_name
 from neve.packstore.location import Location, make_place
+from neve.packstore.removal import finish_removals
 
 
 class _Commit(NamedTuple):
@@ -41,7 +42,8 @@ class _Commit(NamedTuple):
 
 
 def recover(store: Path, index: Index, key: bytes) -> None:
-    """Brings all packs into order that have a tail and no living owner."""
+    """Brings all packs into order that have a tail and no living owner, and removes those that are to be."""
+    finish_removals(store, index)
     committed = index.pack_lengths()
     with os_errors(f"cannot recover the packs of {store}"), contextlib.ExitStack() as held:
         tails = []

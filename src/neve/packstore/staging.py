@@ -57,6 +57,9 @@ class Staging:
         # Under the append lock: the pack in use, and those that were in use since the last commit.
         self._pack: OpenPack | None = None
         self._full: list[OpenPack] = []
+        # Under the open lock and the append lock: the pack that was in use, while nobody stages anything.
+        self._parked: OpenPack | None = None
+        self._leading = False
         self.epoch = 0
         """Changes when everything staged had to be given up."""
         self._failure: BaseException | None = None
@@ -89,6 +92,23 @@ class Staging:
             session.ended = True
             self._sessions.discard(session)
             self._common = self._common.given_back(nobody_left=not self._sessions)
+            self._park()
+
+    def _park(self) -> None:
+        """Parks the pack in use if nobody needs it now. Called with the append lock and the state held."""
+        held = self._pack
+        idle = not (self._sessions or self._leading or self._full or self._common.frames)
+        if held is None or not idle or self._committing.frames or self._parked is not None:
+            return
+        self._pack = None
+        try:
+            parked = not held.is_full and held.park()
+        except NeveError:
+            parked = False
+        if parked:
+            self._parked = held
+        else:
+            held.close()
 
     def find(self, table: int, keys: Sequence[bytes], session: Session | None) -> dict[bytes, Location]:
         """The locations of those ``keys`` whose records are staged and not committed yet.
@@ -204,6 +224,13 @@ class Staging:
         opened.close()  # Meanwhile another session's pack has become the one in use.
 
     def _open(self) -> OpenPack:
+        """The pack that was parked, or another one. Called with the open lock held."""
+        with self.append_lock:
+            parked, self._parked = self._parked, None
+        if parked is not None:
+            if parked.resume():
+                return parked
+            parked.close()
         recover(self._path, self._index, self._key)
         return open_pack(self._path, self._index, self._key)
 
@@ -239,7 +266,12 @@ class Staging:
             self._write_waiting(session, self._pack, self._common)
             return True
 
-    # For the leader of a commit, who holds the append lock (but not for the last two).
+    # For the leader of a commit, who holds the append lock (but not for the first one and the last two).
+
+    def begin_commit(self) -> None:
+        """From now until ``committed`` the leader needs the pack in use."""
+        with self.append_lock:
+            self._leading = True
 
     def held(self) -> list[OpenPack]:
         """All packs that a commit goes to: records in later ones may refer to earlier ones."""
@@ -263,8 +295,10 @@ class Staging:
 
     def committed(self) -> None:
         """What was taken is committed, or given up."""
-        with self._state:
+        with self.append_lock, self._state:
             self._committing = Portion()
+            self._leading = False
+            self._park()
 
     def give_up(self, committed: dict[int, int] | None, failure: BaseException) -> int:
         """Drops everything staged; returns ``count`` as it was then. The packs are cut off at their
@@ -291,9 +325,9 @@ class Staging:
         for session in list(self._sessions):
             self.end(session)
         with self.append_lock, self._state:
-            for held in self.held():
+            for held in [*self.held(), *([self._parked] if self._parked else [])]:
                 held.close()
-            self._full, self._pack = [], None
+            self._full, self._pack, self._parked = [], None, None
             self._common = Portion()
             self._failure = Unavailable("the store has been closed")
             self.epoch += 1
@@ -301,7 +335,8 @@ class Staging:
     def abandon(self) -> None:
         """Closes a child's copies of the descriptors after a fork. The locks are not taken: threads that only
         the parent has may hold them for ever."""
-        for held in [*self.held(), *(held for session in self._sessions for held in session.packs)]:
+        parked = [self._parked] if self._parked else []
+        for held in [*self.held(), *parked, *(held for session in self._sessions for held in session.packs)]:
             held.close()
 
 

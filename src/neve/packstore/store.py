@@ -24,6 +24,7 @@ from neve.errors import (
     Unsupported,
 )
 from neve.packstore import layout, pack
+from neve.packstore.dates import note_used
 from neve.packstore.frames import Packed, Record, group_records
 from neve.packstore.index import Index
 from neve.packstore.location import Location
@@ -31,6 +32,7 @@ from neve.packstore.reader import Reader
 from neve.packstore.recovery import recover
 from neve.packstore.sessions import Session
 from neve.packstore.updates import Transaction
+from neve.packstore.uses import Uses
 from neve.packstore.writer import Writer
 
 T = TypeVar("T")
@@ -52,6 +54,11 @@ class Table:
     id: int
     name: str
     check: Callable[[int, bytes, bytes], bool] | None = None
+    collected: bool = False
+    """Whether its records are dropped by a collection when nothing refers to them, so that it matters who was
+    told that they are there (see ``uses``). Their keys have 32 bytes at most."""
+    dated: bool = False
+    """Whether the time of their last use is kept. Only for one table, with keys of up to 200 bytes."""
 
 
 def seal(table: int, key: bytes, data: bytes | memoryview) -> bytes:
@@ -99,12 +106,15 @@ class PackStore:
             self._reader = Reader(path)
             opened.callback(self._reader.close)
             self._writer: Writer | None = None
+            self._uses: Uses | None = None
             if not read_only:
                 # On a full disk it can still be read, and recovery has another turn before writing.
                 with contextlib.suppress(DiskFull):
                     recover(path, self.index, self.key)
                 self._writer = Writer(path, self.index, self.key)
                 opened.callback(self._writer.close)
+                self._uses = Uses(path, lambda keys, now: note_used(self.index, keys, now))
+                opened.callback(self._uses.close)
             self._opened_parts = opened.pop_all()
 
     @classmethod
@@ -157,17 +167,53 @@ class PackStore:
             raise PermissionDenied(f"the store in {self.path} is open read-only")
         return self._writer
 
+    @property
+    def uses(self) -> Uses:
+        """Raises ``PermissionDenied`` if the store is open read-only."""
+        if self._uses is None:
+            raise PermissionDenied(f"the store in {self.path} is open read-only")
+        return self._uses
+
     def temporary_folder(self) -> Path:
         """For spool files; lies on the store's own file system."""
         return self.path / layout.TMP_DIR
 
     def missing(self, table: Table, keys: Iterable[bytes]) -> list[bytes]:
-        """Those ``keys`` that no committed record has, in the given order."""
-        return self.index.missing(table.id, keys)
+        """Those ``keys`` that no committed record has, in the given order. The others stay for now."""
+        keys = list(keys)
+        return self._promised(
+            table, lambda: self.index.missing(table.id, keys), lambda absent: set(keys).difference(absent)
+        )
 
     def find(self, table: Table, keys: Sequence[bytes]) -> dict[bytes, Location]:
-        """Where the committed records of ``keys`` lie."""
+        """Where the committed records of ``keys`` lie. For who only reads them: see ``promise``."""
         return self.index.get_many(table.id, keys)
+
+    def promise(self, table: Table, keys: Sequence[bytes], *, reading: bool = False) -> dict[bytes, Location]:
+        """Like ``find``, for who tells others what is there: no collection takes it for now.
+
+        ``reading``: on a disk without any room that is not promised, but found all the same.
+        """
+        return self._promised(
+            table, lambda: self.index.get_many(table.id, keys), lambda found: found, reading=reading
+        )
+
+    def _promised(
+        self,
+        table: Table,
+        look_up: Callable[[], T],
+        found: Callable[[T], Iterable[bytes]],
+        *,
+        reading: bool = False,
+    ) -> T:
+        if self._uses is None or not table.collected:
+            return look_up()
+        return self._uses.promise(table.id, look_up, found, dated=table.dated, reading=reading)
+
+    def note(self, table: Table, keys: Iterable[bytes]) -> None:
+        """Says that records are about to be stored; they stay for now."""
+        if table.collected:
+            self.uses.note(table.id, keys, dated=table.dated)
 
     def find_near(self, table: Table, keys: Iterable[bytes]) -> dict[bytes, Near]:
         """Like ``find``, for keys of which many lie in the same frames.
@@ -193,14 +239,17 @@ class PackStore:
         self, table: Table, keys: Sequence[bytes], session: Session | None = None
     ) -> dict[bytes, Location]:
         """Like ``find``, and also those only staged by this process: what need not be stored again."""
-        found = self.find(table, keys)
+        found = self.promise(table, keys)
         if self._writer is not None and len(found) < len(keys):
             found.update(self._writer.staged(table.id, [key for key in keys if key not in found], session))
         return found
 
     def get(self, table: Table, key: bytes) -> bytes | None:
-        """The record's data, proven by the table's check or the seal. Raises ``Corrupt``."""
-        location = self.index.get_many(table.id, [key]).get(key)
+        """The record's data, proven by the table's check or the seal; it stays for now.
+
+        Raises ``Corrupt``.
+        """
+        location = self.promise(table, [key], reading=True).get(key)
         try:
             return None if location is None else self.read(table, key, location)
         except NotFound:
@@ -239,6 +288,7 @@ class PackStore:
 
         ``session`` is the writer's from before the caller looked up what it need not stage; see there.
         """
+        self.note(table, [record.key for record in records])
         if table.check is None:
             records = [r._replace(data=seal(table.id, r.key, r.data)) for r in records]
         for group in group_records(records):
@@ -250,6 +300,7 @@ class PackStore:
         The caller has checked that ``packed`` holds the records' contents, and nothing else.
         """
         assert table.check is not None
+        self.note(table, [record.key for record in records])
         self.writer.stage(table.id, records, session, packed)
 
     def stored(self, location: Location) -> bytes:
@@ -291,6 +342,7 @@ class TableTransaction:
         return self._transaction.get(table.id, key, lambda k, location: self._store.read(table, k, location))
 
     def put(self, table: Table, record: Record) -> None:
+        self._store.note(table, [record.key])
         stored = seal(table.id, record.key, record.data) if table.check is None else record.data
         self._transaction.put(table.id, record, stored)
 

@@ -222,6 +222,7 @@ class Writer:
     def _lead(self) -> None:
         failure: BaseException | None = None
         try:
+            self._staging.begin_commit()
             self._arrivals.gather(*self._patience())
             while True:
                 try:

@@ -22,6 +22,7 @@ from neve.registry import parse_address
 from neve.store.nar_nodes import NAR_NODES
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.local import PATH_INFOS, REFERRERS
+from neve.store.pins import PINS
 from neve.store.services import Services
 from neve.store.small_files import SMALL_FILES
 from neve.store.wire import decode_path_info, encode_path_info
@@ -31,7 +32,7 @@ from neve.tree import WHOLE_FILE_LIMIT
 if TYPE_CHECKING:
     from neve.proto.neve.admin.protos.rpc_admin_pb2 import VerifyResponse
 
-TABLES = (BLOBS, DIRECTORIES, PATH_INFOS, NAR_NODES, REFERRERS, SMALL_FILES)
+TABLES = (BLOBS, DIRECTORIES, PATH_INFOS, NAR_NODES, REFERRERS, SMALL_FILES, PINS)
 """Every table of an embedded store."""
 
 _SHOWN_PATHS = 10

@@ -21,7 +21,9 @@ from neve.store.wire import decode_node, encode_node
 
 NAR_NODES = Table(4, "nar-nodes")
 
-_BY_HASH, _BY_NODE = b"h", b"n"
+BY_HASH, BY_NODE = b"h", b"n"
+"""What keys begin with: before the sha256 of a NAR or file, and before the BLAKE3 of an encoded node."""
+
 _TAG = 1
 _SIZE = struct.Struct("<Q")
 
@@ -99,8 +101,8 @@ class LocalNarNodes(NarNodes):
         hashes = check_nar(nar, file_sha256)
         encoded = encode_node(node)
         size = _SIZE.pack(nar.size)
-        records = [Record(_TAG, _BY_NODE + b3_digest(encoded), size + nar.sha256)]
-        records += [Record(_TAG, _BY_HASH + sha256, size + encoded) for sha256 in hashes]
+        records = [Record(_TAG, BY_NODE + b3_digest(encoded), size + nar.sha256)]
+        records += [Record(_TAG, BY_HASH + sha256, size + encoded) for sha256 in hashes]
         absent = set(self._store.missing(NAR_NODES, [record.key for record in records]))
         if not absent:
             return
@@ -109,22 +111,27 @@ class LocalNarNodes(NarNodes):
             self._store.writer.commit(session)
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
-        data = self._store.get(NAR_NODES, _BY_HASH + check_nar_hash(sha256))
+        data = self._store.get(NAR_NODES, BY_HASH + check_nar_hash(sha256))
         if data is None:
             return None
         try:
-            return decode_node(data[_SIZE.size :])[1], _SIZE.unpack_from(data)[0]
+            return decode_nar_node(data), _SIZE.unpack_from(data)[0]
         except InvalidRequest as error:
             raise Corrupt(f"the stored tree of NAR {sha256.hex()} is invalid: {error}") from error
 
     def nar(self, node: Node) -> Nar | None:
-        data = self._store.get(NAR_NODES, _BY_NODE + b3_digest(encode_node(node)))
+        data = self._store.get(NAR_NODES, BY_NODE + b3_digest(encode_node(node)))
         return None if data is None else Nar(_SIZE.unpack_from(data)[0], data[_SIZE.size :])
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             self._store.close()
+
+
+def decode_nar_node(data: bytes) -> Node:
+    """The tree in a record whose key begins with ``BY_HASH``. Raises ``InvalidRequest``."""
+    return decode_node(data[_SIZE.size :])[1]
 
 
 def check_nar(nar: Nar, file_sha256: bytes | None) -> list[bytes]:

@@ -74,7 +74,7 @@ class LocalBlobService(BlobService):
         return [d for d in self._store.missing(BLOBS, digests) if d != EMPTY_BLOB]
 
     def missing_blobs(self, digests: Sequence[Digest]) -> list[Digest]:
-        found = self._store.find(BLOBS, [check_digest(digest) for digest in digests])
+        found = self._store.promise(BLOBS, [check_digest(digest) for digest in digests])
         listed = {digest for digest, location in found.items() if location.tag != CHUNK}
         return [digest for digest in digests if digest not in listed and digest != EMPTY_BLOB]
 
@@ -98,7 +98,7 @@ class LocalBlobService(BlobService):
     def chunks(self, digest: Digest) -> list[Chunk] | None:
         if check_digest(digest) == EMPTY_BLOB:
             return []
-        location = self._store.find(BLOBS, [digest]).get(digest)
+        location = self._store.promise(BLOBS, [digest], reading=True).get(digest)
         if location is None:
             return None
         if location.tag == LIST:

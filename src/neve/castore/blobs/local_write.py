@@ -52,7 +52,7 @@ def _proves(tag: int, key: bytes, data: bytes) -> bool:
     return True
 
 
-BLOBS = Table(_TABLE_ID, "blobs", _proves)
+BLOBS = Table(_TABLE_ID, "blobs", _proves, collected=True)
 
 
 class LocalBlobBatch(BlobBatch):

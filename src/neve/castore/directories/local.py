@@ -16,7 +16,7 @@ from neve.packstore.sessions import Session
 from neve.packstore.store import PackStore, Table
 from neve.registry import Address
 
-DIRECTORIES = Table(2, "directories", lambda tag, key, data: b3_digest(data) == key)
+DIRECTORIES = Table(2, "directories", lambda tag, key, data: b3_digest(data) == key, collected=True)
 
 _TAG = 1
 _PORTION_BYTES = 1024 * 1024
@@ -48,7 +48,7 @@ class LocalDirectoryService(DirectoryService):
         """The verified encodings of those that are there."""
         for digest in digests:
             check_digest(digest)
-        located = self._store.find(DIRECTORIES, digests)
+        located = self._store.promise(DIRECTORIES, digests, reading=True)
         result: dict[Digest, bytes] = {}
         for digest, location in sorted(located.items(), key=lambda item: item[1].place):
             try:

@@ -19,7 +19,7 @@ from neve.store.wire import decode_path_info, decode_path_name, encode_path_info
 
 T = TypeVar("T")
 
-PATH_INFOS = Table(3, "pathinfos")
+PATH_INFOS = Table(3, "pathinfos", collected=True, dated=True)
 REFERRERS = Table(5, "referrers")
 """Keys are the digest referred to and the digest that refers, 40 bytes; there is no data."""
 
@@ -42,7 +42,7 @@ class LocalPathInfoService(PathInfoService):
 
     def version(self, digest: bytes) -> object | None:
         # Where the record lies: one that is replaced or moved lies elsewhere, and no place is used twice.
-        return self._store.find(PATH_INFOS, [check_path_digest(digest)]).get(digest)
+        return self._store.promise(PATH_INFOS, [check_path_digest(digest)], reading=True).get(digest)
 
     def put(self, path_info: PathInfo, *, replace: bool = False) -> PathInfo:
         found = None if replace else self.get(path_info.digest)

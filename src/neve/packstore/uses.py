@@ -1,0 +1,237 @@
+"""Uses: what a process has answered to be there, written down so that no collection takes it away.
+
+Whoever is told that something is there may go on to store what refers to it. So a process *notes* the
+keys that it finds in a file of its own, and looks once more; a *sweep* (``sweeping``) reads the files of all
+processes, and leaves alone what they name. Nobody waits for anybody in the common case:
+
+    a process                             a sweep
+    reads the gate's number               makes the gate's number odd
+    appends the keys to its file          reads all files
+    looks them up                         drops entries, commits
+    reads the gate's number again         makes the number even
+
+If the number was even and is the same, every later sweep sees the note, and every earlier one was over
+when the look was taken; else the look is taken again once the sweep is over. A key that was noted once is
+answered without all that until the next collection begins, which may not count what was noted long ago.
+What is stored anew is noted before it is committed: it takes a while until something known refers to it.
+
+A note counts for as long as its process has the store open. A server answers others, who go on after it
+has ended: its files are *lasting*, and count for as long as a collection grants (``Uses.lasting``). A server
+begins a new file every ``PERIOD`` seconds, and notes a key once in each.
+
+Files are not synced: what a killed process has written is there. If the machine itself went down while a
+lasting file was in use, some notes may be missing; the head names the boot, so this can be told.
+
+Keys that are *dated* get the time of their last use in the index too, when a period or the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from neve.errors import NeveError
+from neve.packstore.gate import Gate, shared_lock
+from neve.packstore.layout import USES_DIR, os_errors, sync_directory
+from neve.packstore.notes import END_NOTE, PERIOD, SUFFIX, Note, encode_head, encode_notes, remove_left
+
+T = TypeVar("T")
+
+_MAX_NOTED = 250_000
+"""Keys that a process remembers to have noted: some 40 MiB. With more it begins to note them again."""
+
+
+class Uses:
+    """The notes of one process about one store. Thread-safe; not to be used after a fork."""
+
+    lasting: ClassVar[bool] = False
+    """Whether this process answers others, who count on an answer after it has ended. Servers set it before
+    they open a store."""
+
+    def __init__(self, store: Path, note_dates: Callable[[Iterable[bytes], int], None]) -> None:
+        """``note_dates`` puts the time of last use (seconds since 1970) of keys into the index."""
+        self._folder = store / USES_DIR
+        with os_errors(f"cannot make {self._folder}"):
+            self._folder.mkdir(mode=0o755, exist_ok=True)
+        self._gate = Gate(self._folder)
+        self._note_dates = note_dates
+        self._lock = threading.Lock()
+        self._fd = -1
+        self._begun = time.monotonic()
+        self._pid = os.getpid()
+        # What was noted in this file and found by a look that counts, since so many collections have begun.
+        self._noted: set[Note] = set()
+        self._noted_since = -1
+        self._dated: set[bytes] = set()
+
+    def promise(
+        self,
+        table: int,
+        look_up: Callable[[], T],
+        found: Callable[[T], Iterable[bytes]],
+        *,
+        dated: bool = False,
+        reading: bool = False,
+    ) -> T:
+        """What ``look_up`` returns; the keys that are ``found`` in that stay for now.
+
+        It may be called more than once. Raises ``DiskFull`` if there is no room for a note, unless
+        ``reading``: then the answer had better be given, and nobody stores anything for now anyway.
+        """
+        if os.getpid() != self._pid:
+            return look_up()
+        result = look_up()
+        if not (keys := list(found(result))):
+            return result
+        if dated:
+            self._note_dated(keys)
+        if self._begin_period():
+            self._flush_dates()
+        if self._all_noted(table, keys):
+            return result
+        try:
+            return self._promise(table, look_up, found)
+        except NeveError:
+            if reading:
+                return result
+            raise
+
+    def _promise(self, table: int, look_up: Callable[[], T], found: Callable[[T], Iterable[bytes]]) -> T:
+        """Notes first, and looks then."""
+        notes: set[Note] = set()
+        while True:
+            before = self._gate.even()
+            with self._lock:
+                known = self._noted if self._noted_since == before.collections else notes
+            if missing := {(table, key) for key in found(look_up())} - notes - known:
+                self._append(missing)
+                notes |= missing
+            result = look_up()
+            new = {(table, key) for key in found(result)} - notes - known
+            if self._gate.signs() == before and not new:
+                break
+        with self._lock:
+            # Only now: from here on others answer without a look at the gate.
+            if self._noted_since == before.collections:
+                self._noted.update(notes)
+        return result
+
+    def note(self, table: int, keys: Iterable[bytes], *, dated: bool = False) -> None:
+        """Notes keys that are about to be stored; they stay for now once they are. Raises ``DiskFull``.
+
+        It may be called within a transaction of the index.
+        """
+        keys = list(keys)
+        if keys and os.getpid() == self._pid:
+            self._append([(table, key) for key in keys])
+            if dated:
+                self._note_dated(keys)
+
+    def _all_noted(self, table: int, keys: Iterable[bytes]) -> bool:
+        """Whether all have been noted in this period, and since the last collection has begun."""
+        collections = self._gate.signs().collections
+        with self._lock:
+            if self._noted_since != collections or len(self._noted) > _MAX_NOTED:
+                self._noted, self._noted_since = set(), collections
+            return self._noted.issuperset((table, key) for key in keys)
+
+    def _note_dated(self, keys: Iterable[bytes]) -> None:
+        with self._lock:
+            self._dated.update(keys)
+
+    def _append(self, notes: Iterable[Note]) -> None:
+        data = encode_notes(notes)
+        with self._lock, os_errors(f"cannot note in {self._folder} what is in use"):
+            if self._fd < 0:
+                self._fd = self._create()
+            start = os.lseek(self._fd, 0, os.SEEK_END)
+            written = 0
+            try:
+                while written < len(data):
+                    written += os.writev(self._fd, [data[written:]])
+            except OSError:
+                # Whoever reads this goes by multiples of the size of a note.
+                os.ftruncate(self._fd, start)
+                raise
+
+    def _create(self) -> int:
+        """A new file, locked. What others have left and nobody needs any more is removed."""
+        remove_left(self._folder)
+        while True:
+            path = self._folder / f"{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink:  # In between it may have been taken for one that was left.
+                    os.write(fd, encode_head(lasting=self.lasting))
+                    if self.lasting:
+                        os.fsync(fd)
+                        sync_directory(self._folder)
+                    self._path = path
+                    return fd
+            except BaseException:
+                os.close(fd)
+                path.unlink(missing_ok=True)
+                raise
+            os.close(fd)
+
+    def _begin_period(self) -> bool:
+        """Returns whether it was time to."""
+        if time.monotonic() - self._begun <= PERIOD:
+            return False
+        with self._lock:
+            if time.monotonic() - self._begun <= PERIOD:
+                return False
+            self._begun = time.monotonic()
+            if self.lasting:
+                self._noted = set()
+                self._end_file()
+            return True
+
+    def _end_file(self) -> None:
+        """Lets go of the file, and says in it that it is complete, for who finds it after a power failure."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.write(fd, END_NOTE)
+                os.fdatasync(fd)
+            os.close(fd)
+
+    def _flush_dates(self) -> None:
+        with self._lock:
+            dated, self._dated = self._dated, set()
+        if dated:
+            # It only decides what goes first one day.
+            with contextlib.suppress(NeveError):
+                self._note_dates(dated, int(time.time()))
+
+    @contextlib.contextmanager
+    def sweeping(self, *, begins: bool = False) -> Iterator[None]:
+        """The time of a sweep: whoever asks for something meanwhile, waits. What was noted before it shows
+        to who reads the files within the block, and must not be dropped in it. With ``begins``, everything
+        that is asked for from now on is noted anew."""
+        with self._gate.closed(begins=begins):
+            yield
+
+    def close(self) -> None:
+        """Ends the notes of this process, as far as they do not last."""
+        if os.getpid() != self._pid:
+            if self._fd >= 0:
+                os.close(self._fd)
+        else:
+            self._flush_dates()
+            with self._lock:
+                if self._fd >= 0 and not self.lasting:
+                    # A collection under way may not have seen it: then it is left for the next one.
+                    with contextlib.suppress(NeveError, OSError), shared_lock(self._folder):
+                        self._path.unlink(missing_ok=True)
+                self._end_file()
+        self._fd = -1
+        self._gate.close()
