@@ -24,7 +24,11 @@ INSTALLED := $(VENV)/.installed
 FUZZ ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup demo test test-system-deps check man audit bench fuzz clean
+# How long make soak goes on, and what its chances come from: make soak SOAK_SECONDS=3600 SEED=7
+SOAK_SECONDS ?= 300
+SEED ?=
+
+.PHONY: help setup demo test test-system-deps check man audit bench fuzz soak clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -82,6 +86,9 @@ fuzz: setup  ## feed each parser with rubbish, led by what code that reaches
 		"$(VENV)/bin/python" -m pip install --quiet --editable '.[fuzz]' \
 		|| echo "There is no atheris for this Python: it goes on without." >&2
 	@"$(VENV)/bin/python" -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
+
+soak: setup  ## use, kill and collect one store in many processes, and look at everything
+	@"$(VENV)/bin/python" -m tests.soak.run $(SOAK_SECONDS) $(SEED)
 
 clean:  ## remove the environment, the demo's store and all caches
 	rm -rf .venv .venv-audit demo-store build src/*.egg-info

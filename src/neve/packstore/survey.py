@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from neve.packstore.index import TABLES, Index
+from neve.packstore.index import Index
 from neve.packstore.location import Location, pack_of
-from neve.packstore.pack import HEADER_SIZE
+from neve.packstore.pack import HEADER_SIZE, TABLES
 
 PAGE = 10_000
 
