@@ -13,9 +13,9 @@ from neve.packstore.check import pack_bytes
 from neve.packstore.compaction import compact, worth_rewriting
 from neve.packstore.dates import forget_used, last_used, note_used
 from neve.packstore.gate import collection_lock
-from neve.packstore.pack import TABLES
 from neve.packstore.location import Location
 from neve.packstore.notes import NotesReader
+from neve.packstore.pack import TABLES
 from neve.packstore.store import PackStore
 from neve.packstore.survey import Survey, survey
 from neve.store.gc.contents import PAGE, Contents
