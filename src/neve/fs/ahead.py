@@ -154,8 +154,8 @@ class Neighbours:
 class Interest:
     """Whether those who list directories want to know more of the files than their names. Thread-safe.
 
-    A listing may tell the kernel all of each file. It makes an inode then, which spares a lookup if the file is
-    looked at next (``grep -r``, ``tar``), and is in vain if it is not (``find``). So only names are told, until
+    A listing may tell the kernel all of each file. It makes an inode then, which spares a lookup if the file
+    is looked at next (``grep -r``, ``tar``), and is in vain if not (``find``). So only names are told, until
     somebody looks up a file where that was so; then all is told of the next ``TOLD_OF`` files. After those it
     is only names once more: there is no other way to see whether anybody still wants more.
     """
