@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from neve.cli import config_file, options
 from neve.cli.commands import cli
 from neve.cli.config_file import MAX_FILE_BYTES, ConfigFile
-from neve.cli.configuration import COMMON, all_commands, options_of
+from neve.cli.configuration import COMMON, Configured, all_commands, options_of
 from neve.server.daemon import DaemonOptions
 from neve.serving.main import WorkerStart
 from tests.cli.conftest import Neve, Spawn
@@ -164,6 +165,9 @@ def test_naming_the_file(neve: Neve, config: Config, tmp_path: Path, monkeypatch
         ("[nar.imprt]\nname = 'x'", 1, "there is no section [nar.imprt]; did you mean 'import'?"),
         ("[quux]", 1, "there is no section [quux]; known: archive, cat, common, "),
         ("[daemon-worker]", 1, "there is no section [daemon-worker]"),
+        # What works whatever the file says gets nothing from it.
+        ("[config.show]\nall = true", 1, "there is no section [config]"),
+        ("[man]", 1, "there is no section [man]"),
         ("store = 'memory://'", 1, "there is no section [store]"),
         ("daemon = 3", 1, "daemon is a whole number, must be a table"),
         ("[nar]\nimport = 'x'", 2, "nar.import is a string, must be a table"),
@@ -338,6 +342,25 @@ def test_every_option_has_one_key() -> None:
             if isinstance(each, click.Option) and not each.is_eager and not each.hidden
         ]
         assert len(options_of(command, click.Context(command, parent=root))) == len(settable), words
+
+
+def _groups(group: click.Group) -> list[click.Group]:
+    found = [each for each in group.commands.values() if isinstance(each, click.Group)]
+    return [group, *(deeper for each in found for deeper in _groups(each))]
+
+
+def test_every_group_asks_the_file() -> None:
+    plain = {group.name for group in _groups(cli) if not isinstance(group, Configured)}
+    assert plain == {"config"}
+
+
+def test_pins_are_in_the_store_that_the_file_names(neve: Neve, config: Config, tmp_path: Path) -> None:
+    config.says(f'[common]\nstore = "local://{tmp_path}/named"\n[pin.list]\njson = true\n')
+    path = neve("import", __file__).line
+    assert neve("pin", "add", "kept", path).code == 0
+    assert json.loads(neve("pin", "list").out) == json.loads(
+        neve("--config=", "pin", "list", "--json", "--store", f"local://{tmp_path}/named").out
+    )
 
 
 def test_lines() -> None:
