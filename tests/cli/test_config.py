@@ -275,6 +275,61 @@ def test_a_pipe(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     assert process.returncode == 0
 
 
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the user's file is looked for."""
+    monkeypatch.delenv("NEVE_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    path = tmp_path / "xdg" / "neve" / "neve.toml"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_a_file_that_everybody_may_write_is_not_believed(neve: Neve, found: Path) -> None:
+    found.write_text("")
+    found.chmod(0o646)
+    assert neve("path-info", "--store", "memory://").failure == (
+        f"the configuration file {found} can be written by everybody; chmod o-w it"
+    )
+    # Who names it knows what he does.
+    assert neve("--config", found, "path-info", "--store", "memory://").code == 0
+    found.chmod(0o664)
+    assert neve("path-info", "--store", "memory://").code == 0
+
+
+@pytest.mark.root
+def test_a_file_of_somebody_else_is_not_believed(neve: Neve, found: Path) -> None:
+    found.write_text("")
+    os.chown(found, 4711, 4711)
+    assert neve("path-info", "--store", "memory://").failure == (
+        f"the configuration file {found} belongs to user 4711; to trust it, name it with --config"
+    )
+    assert neve("--config", found, "path-info", "--store", "memory://").code == 0
+
+
+def test_nobody_waits_for_a_pipe_that_was_not_named(spawn: Spawn, found: Path) -> None:
+    os.mkfifo(found)
+    with spawn("path-info", "--store", "memory://") as process:
+        _, err = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert f"{found} is a pipe".encode() in err
+    # Nor does a shell that completes for one that is.
+    asked = {
+        "_NEVE_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"neve --config {found} im",
+        "COMP_CWORD": "3",
+        "NEVE_CONFIG": str(found),
+    }
+    with spawn(env=os.environ | asked) as process:
+        out, err = process.communicate(timeout=90)
+    assert (out, err) == (b"plain,import\n", b"")
+
+
+def test_a_file_may_be_masked(neve: Neve, found: Path) -> None:
+    found.symlink_to("/dev/null")
+    assert neve("path-info", "--store", "memory://").code == 0
+
+
 def test_sections_of_other_commands_do_not_stop_one(neve: Neve, config: Config) -> None:
     config.says("[common]\nstore = 'memory://'\n[daemon]\nworkers = 0\n[serve]\nquux = 1\n")
     assert neve("path-info").code == 0

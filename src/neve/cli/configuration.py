@@ -247,7 +247,7 @@ def section_of(context: click.Context, name: str) -> Section:
 
 def load(context: click.Context, _parameter: click.Parameter, path: str | None) -> None:
     """The callback of ``--config``: reads the file, and hands out what it says for all commands."""
-    configuration = _read(path)
+    configuration = _read(path, named=not context.resilient_parsing)
     context.meta[_META] = configuration
     if configuration.file is not None:
         with contextlib.suppress(click.UsageError):  # Told by ``Configured``.
@@ -255,13 +255,14 @@ def load(context: click.Context, _parameter: click.Parameter, path: str | None) 
             context.default_map = _by_name(values, options_of(context.command, context))
 
 
-def _read(path: str | None) -> Configuration:
+def _read(path: str | None, named: bool) -> Configuration:
+    """``named``: whether somebody runs the command, and has not just typed a part of it."""
     if path is None and config_file.VARIABLE in os.environ:
         path = ""  # Which click takes for none at all.
     try:
         if path is None:
             return Configuration(config_file.find(os.environ))
-        return Configuration(config_file.read(path) if path else None)
+        return Configuration(config_file.read(path, named=named) if path else None)
     except NeveError as error:
         return Configuration(failure=error)
 
