@@ -137,7 +137,8 @@ def _check_found(path: str, status: os.stat_result) -> None:
         raise PermissionDenied(f"the configuration file {path} can be written by everybody; chmod o-w it")
     if status.st_uid not in (0, os.geteuid()):
         raise PermissionDenied(
-            f"the configuration file {path} belongs to user {status.st_uid}; to trust it, name it with --config"
+            f"the configuration file {path} belongs to user {status.st_uid}; to trust it, "
+            "name it with --config"
         )
 
 
