@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from neve.cli import output
+from neve.cli.configuration import Configured
 from neve.cli.options import STORE_PATH, StoreOptions, store_options
 from neve.cli.progress import progress_bar
 from neve.cli.server_options import SizeType
@@ -198,7 +199,7 @@ def report_rows(report: GcReport) -> list[tuple[str, str]]:
     return rows
 
 
-@click.group(no_args_is_help=False)
+@click.group(cls=Configured, no_args_is_help=False)
 def pin() -> None:
     """Give names to store paths that no collection takes.
 

@@ -34,6 +34,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 STORE_OPTIONS = ("store", "blob-service-addr", "directory-service-addr", "path-info-service-addr")
 """The options that name the store, which most commands have."""
 
+_STORE_VARIABLES = ("NEVE_STORE", "BLOB_SERVICE_ADDR", "DIRECTORY_SERVICE_ADDR", "PATH_INFO_SERVICE_ADDR")
+"""Where they come from if the command line says nothing."""
+
+
+def forget_variables() -> None:
+    """Keeps what the environment says of the store, with passwords maybe, from processes that are started."""
+    for name in _STORE_VARIABLES:
+        os.environ.pop(name, None)
+
 
 @dataclass(frozen=True)
 class StoreOptions:

@@ -247,12 +247,14 @@ def worker_start(
 ) -> WorkerStart:
     """How ``workers`` processes are started: by the command ``name``, after the options of this process,
     which say what it tells. Raises ``InvalidRequest`` if they cannot share ``store``."""
+    from neve.cli.options import forget_variables
     from neve.serving.main import WorkerStart
     from neve.store.places import check_shareable
 
     if workers > 1:
         services = (store.blob_service, store.directory_service, store.path_info_service)
         check_shareable([service or store.url for service in services])
+        forget_variables()  # Workers are told through a pipe.
     ours = context.find_root().params
     # Without a configuration file: what it said here counts, also when a worker is started again.
     log = ["--config=", "--log-level", ours["log_level"], *(["--json"] if ours["as_json"] else [])]
