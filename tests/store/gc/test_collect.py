@@ -29,7 +29,7 @@ from neve.store.gc import sweep
 from neve.store.gc.rules import DEFAULT_GRACE, Rules
 from neve.store.importer import ImportOptions, import_nar
 from neve.store.nar_nodes import Nar
-from neve.store.path_info import PathInfo
+from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pins import Pins
 from tests.packstore.helpers import flip, pack_paths
 from tests.store.gc.helpers import check, collect, counts, imported, make_tree, opened, paths
@@ -375,7 +375,7 @@ class Between:
         monkeypatch.setattr(sweep, step, first)
 
 
-@pytest.mark.parametrize("what", ["path", "directory", "blob", "put", "pin"])
+@pytest.mark.parametrize("what", ["path", "directory", "blob", "put", "pin", "reference"])
 def test_what_becomes_fresh_during_a_collection_stays(
     folder: Path, tmp_path: Path, trees: list[PathInfo], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +396,14 @@ def test_what_becomes_fresh_during_a_collection_stays(
                 assert other.blobs.has(large.digest)
             elif what == "pin":
                 Pins(packs_of(other)).add("late", [path])
+            elif what == "reference":
+                # Whoever puts it need not have asked for what it refers to.
+                assert trees[1].nar is not None
+                details = NarDetails(size=trees[1].nar.size, sha256=trees[1].nar.sha256, reference_names=(path,))
+                referring = PathInfo(
+                    StorePath.parse_base_name("4" * 32 + "-new"), trees[1].node, (path.digest,), details
+                )
+                new.append(other.path_infos.put(referring))
             else:
                 new.append(other.import_path(tmp_path / "trees" / "0", ImportOptions(name="anew")))
 
@@ -404,7 +412,7 @@ def test_what_becomes_fresh_during_a_collection_stays(
         Between(monkeypatch, "_drop_paths_and_directories", act)
         collect(store, keep=[trees[1].store_path])
         kept = {trees[1].store_path} | {info.store_path for info in new}
-        assert paths(store) == kept | ({path} if what in ("path", "pin") else set())
+        assert paths(store) == kept | ({path} if what in ("path", "pin", "reference") else set())
         assert b3_digest(store.blobs.read(large.digest)) == large.digest
         if what != "blob":
             assert len(b"".join(store.services.renderer.stream(node))) > 1_200_000
