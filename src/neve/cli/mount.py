@@ -71,7 +71,14 @@ def mount(
     manager = ServiceManager(None if background else os.environ)
 
     def serve(ready: Ready) -> None:
-        with grace(_GRACE_SECONDS), traced(otlp, "mount"), store.open() as opened:
+        from neve.packstore.uses import following_paths
+
+        with (
+            grace(_GRACE_SECONDS),
+            traced(otlp, "mount"),
+            following_paths(),
+            store.open(use=True) as opened,
+        ):
             _serve(opened, place, how, session, ready, manager)
 
     if background:

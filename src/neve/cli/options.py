@@ -34,6 +34,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 STORE_OPTIONS = ("store", "blob-service-addr", "directory-service-addr", "path-info-service-addr")
 """The options that name the store, which most commands have."""
 
+_WRITTEN = ("store.json", "lock", "index/data.mdb", "index/lock.mdb", "packs", "uses/gate", "tmp")
+"""What is written in the folder of an embedded store by whoever may; the first tells that it is one."""
+
 
 @dataclass(frozen=True)
 class StoreOptions:
@@ -46,9 +49,12 @@ class StoreOptions:
     if_missing: str = "; name another with --store, or import something first"
 
     @contextlib.contextmanager
-    def open(self, *, write: bool = False) -> Iterator[Store]:
+    def open(self, *, write: bool = False, use: bool = False) -> Iterator[Store]:
         """The opened store. Only with ``write``, an embedded store is made if it is missing; and if path
         infos come from where contents are fetched as they are asked for.
+
+        ``use``: for who goes on using the paths that are found; a collection learns of that, if it can be
+        noted.
 
         After an interrupt it is not closed: that would first commit what is pending, and the end of
         the process closes it as well.
@@ -60,7 +66,7 @@ class StoreOptions:
         write = write or any(keeps_what_it_fetches(url) for url in addresses if url)
 
         def adjusted(url: str) -> str:
-            return url if write else _read_only(url)
+            return url if write or (use and _can_be_written(url)) else _read_only(url)
 
         blobs, directories, path_infos = [
             url and adjusted(url)
@@ -108,6 +114,14 @@ def _read_only(url: str) -> str:
     if address.scheme != "local" or not address.path or "mode" in address.parameters:
         return url
     return f"{url}{'&' if address.parameters else '?'}mode=ro"
+
+
+def _can_be_written(url: str) -> bool:
+    """Whether an address names an embedded store that is there, and whose files this process may write."""
+    address = parse_address(url)
+    if address.scheme != "local" or not address.path:
+        return False
+    return all(os.access(os.path.join(address.path, name), os.W_OK) for name in _WRITTEN)
 
 
 def netrc_file() -> str:

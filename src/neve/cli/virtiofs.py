@@ -81,6 +81,7 @@ def virtiofs(
 def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable[[], Handler]]:
     """What makes a session for each front-end, over one opened store."""
     from neve.fs.fuse.session import Session
+    from neve.packstore.uses import following_paths
 
     sessions: list[Session] = []
 
@@ -94,7 +95,7 @@ def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable
         sessions.append(GuestSession(shown(opened), options))
         return sessions[-1]
 
-    with store.open() as opened:
+    with following_paths(), store.open(use=True) as opened:
         yield make
         leave(sessions)
 

@@ -211,6 +211,8 @@ class PackStore:
     ) -> T:
         if self._uses is None or not table.collected or getattr(self._looking, "only", False):
             return look_up()
+        if self._uses.only_dated and not table.dated:
+            return look_up()
         return self._uses.promise(table.id, look_up, found, dated=table.dated, reading=reading)
 
     @contextlib.contextmanager

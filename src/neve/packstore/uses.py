@@ -58,11 +58,24 @@ def lasting_uses() -> Iterator[None]:
         Uses.lasting = before
 
 
+@contextlib.contextmanager
+def following_paths() -> Iterator[None]:
+    """For who goes on using what it finds, and finds it by dated records only: within the block nothing else is
+    noted, because what those refer to stays with them."""
+    before, Uses.only_dated = Uses.only_dated, True
+    try:
+        yield
+    finally:
+        Uses.only_dated = before
+
+
 class Uses:
     """The notes of one process about one store. Thread-safe; not to be used after a fork."""
 
     lasting: ClassVar[bool] = False
     """Whether this process answers others, who go on after it has ended; see ``lasting_uses``."""
+    only_dated: ClassVar[bool] = False
+    """Whether only dated records are noted when they are found; see ``following_paths``."""
 
     def __init__(self, store: Path, note_dates: Callable[[Iterable[bytes], int], None]) -> None:
         """``note_dates`` puts the time of last use (seconds since 1970) of keys into the index."""

@@ -246,6 +246,40 @@ def test_what_has_no_date_counts_from_the_first_collection(folder: Path, trees: 
         assert set(last_used(index)) == {info.digest for info in trees}
 
 
+def test_what_a_process_has_had_for_long_counts_as_used_to_the_end(
+    folder: Path, trees: list[PathInfo]
+) -> None:
+    """It may have asked for it once, weeks ago."""
+    now = int(time.time())
+    with opened(folder) as store:
+        index = packs_of(store).index
+        with opened(folder) as other:
+            assert other.path_infos.get(trees[0].digest) is not None
+            packs_of(store).uses._flush_dates()
+            long_ago = now - 40 * 86_400
+            for info in trees[:2]:
+                index.run(lambda txn, info=info: txn.set_counter(b"used:" + info.digest, long_ago))  # type: ignore[misc]
+            collect(store, keep_newer=30 * 86_400)
+            assert trees[1].store_path not in paths(store)
+            assert last_used(index)[trees[0].digest] >= now
+    with opened(folder) as store:
+        collect(store, keep_newer=30 * 86_400)
+        assert trees[0].store_path in paths(store)
+
+
+def test_a_date_far_in_the_future_is_none(folder: Path, trees: list[PathInfo]) -> None:
+    """A clock that was wrong for a day must not keep what was used on it for good."""
+    with opened(folder) as store:
+        index = packs_of(store).index
+        now = int(time.time())
+        note_used(index, [trees[0].digest], now + 20 * 365 * 86_400)
+        collect(store, keep_newer=60, dry_run=True)
+        assert last_used(index)[trees[0].digest] > now + 86_400
+        collect(store, keep_newer=60)
+        assert now <= last_used(index)[trees[0].digest] <= time.time()
+        assert trees[0].store_path in paths(store)
+
+
 def test_the_least_used_go_when_there_is_too_much(folder: Path, trees: list[PathInfo]) -> None:
     with opened(folder) as store:
         packs = packs_of(store)
@@ -399,7 +433,9 @@ def test_what_becomes_fresh_during_a_collection_stays(
             elif what == "reference":
                 # Whoever puts it need not have asked for what it refers to.
                 assert trees[1].nar is not None
-                details = NarDetails(size=trees[1].nar.size, sha256=trees[1].nar.sha256, reference_names=(path,))
+                details = NarDetails(
+                    size=trees[1].nar.size, sha256=trees[1].nar.sha256, reference_names=(path,)
+                )
                 referring = PathInfo(
                     StorePath.parse_base_name("4" * 32 + "-new"), trees[1].node, (path.digest,), details
                 )

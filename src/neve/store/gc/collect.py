@@ -11,7 +11,7 @@ from neve.castore.directories.local import DIRECTORIES
 from neve.errors import Corrupt, NeveError, Unavailable, Unsupported
 from neve.packstore.check import pack_bytes
 from neve.packstore.compaction import compact, worth_rewriting
-from neve.packstore.dates import forget_used, last_used, note_used
+from neve.packstore.dates import forget_used, last_used, mend_dates, note_used
 from neve.packstore.gate import collection_lock
 from neve.packstore.location import Location
 from neve.packstore.notes import NotesReader
@@ -98,6 +98,8 @@ class _Run:
         news = fresh.read()
         paths = Paths(self._contents)
         used, now = last_used(self._packs.index), int(time.time())
+        if not self._rules.dry_run:
+            mend_dates(self._packs.index, used, now)
         used.update(dict.fromkeys(fresh.paths, now))
         pinned = [path for pin in Pins(self._packs).list() for path in pin.paths]
         roots = [*named(self._contents, self._rules, pinned), *fresh.paths]
@@ -106,9 +108,9 @@ class _Run:
             gone = used.keys() - paths.references.keys() - fresh.paths
             if gone:
                 self._packs.index.run(lambda txn: forget_used(txn, gone))
-            undated = [digest for digest in kept if digest not in used]
-            if undated:
-                note_used(self._packs.index, undated, now)
+            # A process that has a path for weeks has asked for it once.
+            in_use = [digest for digest in kept if digest in fresh.paths or digest not in used]
+            note_used(self._packs.index, in_use, now)
         for page in self._contents.all_path_infos():
             marker.mark([info.node for info in page if info.digest in kept], self._progress)
         self._report.paths_kept = len(kept)
