@@ -228,7 +228,7 @@ def test_in_the_background(store: str, base_name: str, place: Path) -> None:
 
 @pytest.mark.fuse
 def test_no_collection_takes_what_it_shows(store: str, base_name: str, place: Path, tmp_path: Path) -> None:
-    """What was looked at stays as long as it is mounted; the rest goes. Nobody looks at all that lies below."""
+    """What was looked at stays as long as it is mounted, with all that lies below; the rest goes."""
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "file").write_text("Contents\n")

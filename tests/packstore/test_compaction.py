@@ -274,6 +274,27 @@ def test_who_holds_a_pack_open_finds_what_moved(folder: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
 
 
+def test_what_moves_again_while_it_is_looked_for_is_found(folder: Path) -> None:
+    """Two collections, one right after the other, each between a look at the index and one at the pack."""
+    half_dead(folder)
+    with opened(folder) as store:
+        key, data = min(contents(store).items())
+        places = [store.find(BLOBS, [key])[key]]
+        for round_ in range(2):
+            compacted(store)
+            places.append(store.find(BLOBS, [key])[key])
+            others = [one for one in contents(store) if one != key]
+            store.delete_many(BLOBS, others[round_ % 2 :: 2])
+        compacted(store)
+        places.append(store.find(BLOBS, [key])[key])
+        assert len({place.place for place in places}) == len(places)
+        found = iter(places[1:])
+        store._reader._frames._items.clear()
+        again = store._reader.record_retrying(key, places[0], lambda: {key: next(found)})
+        assert again == data
+        assert next(found, None) is None
+
+
 def read_until(folder: Path, keys: dict[bytes, bytes], stop: Path) -> int:
     rounds = 0
     with opened(folder) as store:

@@ -48,25 +48,34 @@ class StoreOptions:
     path_info_service: str | None = None
     if_missing: str = "; name another with --store, or import something first"
 
-    @contextlib.contextmanager
-    def open(self, *, write: bool = False, use: bool = False) -> Iterator[Store]:
+    def open(self, *, write: bool = False) -> contextlib.AbstractContextManager[Store]:
         """The opened store. Only with ``write``, an embedded store is made if it is missing; and if path
         infos come from where contents are fetched as they are asked for.
-
-        ``use``: for who goes on using the paths that are found; a collection learns of that, if it can be
-        noted.
 
         After an interrupt it is not closed: that would first commit what is pending, and the end of
         the process closes it as well.
         """
-        from neve.library import open_store
+        return self._opened(str if write or self._keeps_what_it_fetches() else _read_only)
+
+    @contextlib.contextmanager
+    def open_for_use(self) -> Iterator[Store]:
+        """The same for who goes on using the paths that are found: a collection learns of that, if this
+        process may note it in an embedded store."""
+        from neve.packstore.uses import following_paths
+
+        adjusted = str if self._keeps_what_it_fetches() else _read_only_if_it_must
+        with following_paths(), self._opened(adjusted) as store:
+            yield store
+
+    def _keeps_what_it_fetches(self) -> bool:
         from neve.store.places import keeps_what_it_fetches
 
         addresses = [self.url, self.blob_service, self.directory_service, self.path_info_service]
-        write = write or any(keeps_what_it_fetches(url) for url in addresses if url)
+        return any(keeps_what_it_fetches(url) for url in addresses if url)
 
-        def adjusted(url: str) -> str:
-            return url if write or (use and _can_be_written(url)) else _read_only(url)
+    @contextlib.contextmanager
+    def _opened(self, adjusted: Callable[[str], str]) -> Iterator[Store]:
+        from neve.library import open_store
 
         blobs, directories, path_infos = [
             url and adjusted(url)
@@ -116,12 +125,13 @@ def _read_only(url: str) -> str:
     return f"{url}{'&' if address.parameters else '?'}mode=ro"
 
 
-def _can_be_written(url: str) -> bool:
-    """Whether an address names an embedded store that is there, and whose files this process may write."""
+def _read_only_if_it_must(url: str) -> str:
+    """The address of an embedded store as it is, if it is there and this process may write its files."""
     address = parse_address(url)
-    if address.scheme != "local" or not address.path:
-        return False
-    return all(os.access(os.path.join(address.path, name), os.W_OK) for name in _WRITTEN)
+    if address.scheme == "local" and address.path:
+        may = all(os.access(os.path.join(address.path, name), os.W_OK) for name in _WRITTEN)
+        return url if may else _read_only(url)
+    return url
 
 
 def netrc_file() -> str:

@@ -81,7 +81,6 @@ def virtiofs(
 def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable[[], Handler]]:
     """What makes a session for each front-end, over one opened store."""
     from neve.fs.fuse.session import Session
-    from neve.packstore.uses import following_paths
 
     sessions: list[Session] = []
 
@@ -95,7 +94,7 @@ def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable
         sessions.append(GuestSession(shown(opened), options))
         return sessions[-1]
 
-    with following_paths(), store.open(use=True) as opened:
+    with store.open_for_use() as opened:
         yield make
         leave(sessions)
 

@@ -60,7 +60,7 @@ def lasting_uses() -> Iterator[None]:
 
 @contextlib.contextmanager
 def following_paths() -> Iterator[None]:
-    """For who goes on using what it finds, and finds it by dated records only: within the block nothing else is
+    """For who goes on using what it finds, and finds it by dated records: within the block nothing else is
     noted, because what those refer to stays with them."""
     before, Uses.only_dated = Uses.only_dated, True
     try:

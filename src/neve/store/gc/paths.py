@@ -107,12 +107,11 @@ def _choose_by_size(
     for digest in others:
         if sizes.bytes > limit:
             return
-        with_it = set(kept)
-        new = paths.closure([digest], with_it)
+        new = paths.closure([digest], kept)
         sizes.mark(new, progress)
         if sizes.bytes > limit:
+            kept.difference_update(new)
             return
-        kept.update(new)
 
 
 class _Sizes:
