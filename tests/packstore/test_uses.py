@@ -178,6 +178,16 @@ def test_one_collection_at_a_time(store: PackStore) -> None:
 # What counts.
 
 
+@pytest.mark.root
+def test_notes_of_root_belong_to_who_the_store_belongs_to(folder: Path) -> None:
+    """Else its owner could not read them, and not collect."""
+    with opened(folder) as store:
+        os.chown(folder / "uses", 65534, 65533)
+        promise(store, KEYS[0])
+        (path,) = files(store)
+        assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65533)
+
+
 def test_own_notes_end_with_the_process(folder: Path) -> None:
     with opened(folder) as store:
         promise(store, KEYS[0])
@@ -221,6 +231,22 @@ def test_what_a_server_has_noted_counts_for_the_grace(
     age(leave(store, "server", KEYS[0], lasting=True), old)
     assert reader(store, grace).news() == ({1: {KEYS[0]}} if counts else {})
     assert len(files(store)) == 1
+
+
+def test_a_clock_that_is_put_forward_does_not_shorten_the_grace(store: PackStore, lasting: None) -> None:
+    """As at boot on a machine that forgets the time; since then counts what the kernel counts."""
+    promise(store, KEYS[0])
+    (path,) = files(store)
+    store.uses._end_file()
+    age(path, 30 * 365 * 86_400)
+    assert reader(store).news() == {1: {KEYS[0]}}
+    assert path.exists()
+
+
+def test_one_put_back_does_not_either(store: PackStore) -> None:
+    path = leave(store, "served", KEYS[0], lasting=True)
+    age(path, -30 * 365 * 86_400)
+    assert reader(store).news() == {1: {KEYS[0]}}
 
 
 def test_without_grace_only_what_comes_counts(store: PackStore, lasting: None) -> None:

@@ -44,8 +44,8 @@ def forget_used(txn: IndexWriter, keys: Iterable[bytes]) -> None:
 
 
 def mend_dates(index: Index, used: dict[bytes, int], now: int) -> None:
-    """Sets dates far in the future to ``now``, in ``used`` and in the index: what was used once while the clock
-    was wrong would stay for good."""
+    """Sets dates far in the future to ``now``, in ``used`` and in the index: what was used once while the
+    clock was wrong would stay for good."""
     wrong = [key for key, date in used.items() if date > now + _AHEAD]
     used.update(dict.fromkeys(wrong, now))
 

@@ -40,7 +40,16 @@ from typing import ClassVar, TypeVar
 from neve.errors import NeveError
 from neve.packstore.gate import Gate, removal_lock
 from neve.packstore.layout import USES_DIR, os_errors, sync_directory
-from neve.packstore.notes import END_NOTE, PERIOD, SUFFIX, Note, encode_head, encode_notes, remove_left
+from neve.packstore.notes import (
+    END_NOTE,
+    PERIOD,
+    SUFFIX,
+    Note,
+    encode_head,
+    encode_notes,
+    remove_left,
+    seconds_since_boot,
+)
 
 T = TypeVar("T")
 
@@ -86,7 +95,7 @@ class Uses:
         self._note_dates = note_dates
         self._lock = threading.Lock()
         self._fd = -1
-        self._begun = time.monotonic()
+        self._begun = seconds_since_boot()
         self._pid = os.getpid()
         # What was noted in this file and found by a look that counts, since so many collections have begun.
         self._noted: set[Note] = set()
@@ -207,7 +216,8 @@ class Uses:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.fstat(fd).st_nlink:  # In between it may have been taken for one that was left.
-                    os.write(fd, encode_head(lasting=self.lasting))
+                    self._give_to_owner(fd)
+                    os.write(fd, encode_head(lasting=self.lasting, begun=self._begun))
                     if self.lasting:
                         os.fsync(fd)
                         sync_directory(self._folder)
@@ -219,14 +229,21 @@ class Uses:
                 raise
             os.close(fd)
 
+    def _give_to_owner(self, fd: int) -> None:
+        """Whoever collects must be able to read it, also if root has the store of somebody else mounted."""
+        if os.geteuid() == 0:
+            owner = os.stat(self._folder)
+            with contextlib.suppress(OSError):
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+
     def _begin_period(self) -> bool:
         """Returns whether it was time to."""
-        if time.monotonic() - self._begun <= PERIOD:
+        if seconds_since_boot() - self._begun <= PERIOD:
             return False
         with self._lock:
-            if time.monotonic() - self._begun <= PERIOD:
+            if seconds_since_boot() - self._begun <= PERIOD:
                 return False
-            self._begun = time.monotonic()
+            self._begun = seconds_since_boot()
             if self.lasting:
                 self._noted = set()
                 self._end_file()
