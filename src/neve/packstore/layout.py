@@ -7,6 +7,7 @@
     index/              the LMDB environment
     packs/NNNNNNNN.pack the pack files, eight lower-case hex digits
     uses/               what processes have promised to be there; see ``uses``
+    reserve             room for a collection on a full disk; see ``reserve``
     tmp/                spool files; anything here may be deleted while no process has the store open
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from neve.castore.node import DirectoryNode, FileNode
 from neve.errors import Corrupt, InvalidRequest, NotFound, PermissionDenied, Unavailable, Unsupported
 from neve.library import Store
 from neve.nix.store_path import StorePath
-from neve.packstore import notes
+from neve.packstore import notes, reserve
 from neve.packstore.check import pack_bytes
 from neve.packstore.dates import last_used, note_used
 from neve.packstore.gate import collection_lock
@@ -31,6 +32,7 @@ from neve.store.importer import ImportOptions, import_nar
 from neve.store.nar_nodes import Nar
 from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pins import Pins
+from tests.disks import fill_up, free_bytes, small_disk
 from tests.packstore.helpers import flip, pack_paths
 from tests.store.gc.helpers import check, collect, counts, imported, make_tree, opened, paths
 
@@ -297,6 +299,42 @@ def test_the_least_used_go_when_there_is_too_much(folder: Path, trees: list[Path
         assert paths(store) == {trees[3].store_path}
 
 
+# The near part of a cache.
+
+
+def test_contents_without_path_infos_are_bounded_and_not_emptied(
+    tmp_path: Path, template: tuple[Path, list[PathInfo]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blobs and Directories come near as they are read, and no path info does."""
+    monkeypatch.setattr("neve.store.gc.near._PORTION", 16)
+    near, far = tmp_path / "near", f"local://{template[0]}/store"
+    cache = f"cache://?near=local://{near}&far={far}"
+    for info in template[1]:
+        with neve.open(far, blob_service=cache, directory_service=cache) as store:
+            assert len(b"".join(store.nar(info.store_path))) > 1_200_000
+    full = pack_bytes(near)
+    with opened(near) as store:
+        before = counts(store)
+        report = collect(store, max_size=full)
+        assert (report.blobs_dropped, report.directories_dropped) == (0, 0)
+        assert counts(store) == before
+        report = collect(store, max_size=full // 2)
+        assert report.blobs_dropped > 0
+        assert 0.25 * full < pack_bytes(near) <= full // 2
+        check(store)
+        # What came last is there.
+        node = template[1][3].node
+        assert isinstance(node, DirectoryNode)
+        assert store.directories.get(node.digest) is not None
+    with neve.open(far, blob_service=cache, directory_service=cache) as store:
+        for info in template[1]:
+            assert info.nar is not None
+            assert len(b"".join(store.nar(info.store_path))) == info.nar.size
+    with opened(near) as store:
+        collect(store, max_size=0)
+        assert counts(store) == (0, 0)
+
+
 # What is fresh.
 
 
@@ -501,6 +539,83 @@ def test_nars_of_trees_that_are_gone_are_forgotten(folder: Path, trees: list[Pat
         assert trees[0].nar is not None
         nars.put(trees[0].node, Nar(trees[0].nar.size, trees[0].nar.sha256))
         assert nars.nar(trees[0].node) is not None
+
+
+def test_the_nar_of_a_tree_that_is_just_put_again_is_not_forgotten(
+    folder: Path, tmp_path: Path, trees: list[PathInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tree is staged, and goes in with the next commit; its NAR was known from before."""
+    nar = trees[0].nar
+    assert nar is not None
+    with opened(folder) as store, opened(folder) as other:
+        real, done, ending = sweep._of_absent_trees, [], contextlib.ExitStack()
+
+        def first(*arguments):  # type: ignore[no-untyped-def]
+            found = real(*arguments)
+            if not done:
+                ending.enter_context(other.services.one_commit())
+                with Ingester(other.blobs, other.directories) as ingester:
+                    for batch in FilesystemWalk(bytes(tmp_path / "trees" / "0")):
+                        ingester.feed(batch)
+                    done.append(ingester.finish())
+                other.services.nar_nodes.put(trees[0].node, Nar(nar.size, nar.sha256))
+            return found
+
+        monkeypatch.setattr(sweep, "_of_absent_trees", first)
+        with ending:
+            collect(store, keep=[trees[1].store_path])
+        assert done == [trees[0].node]
+        assert other.services.nar_nodes.node(nar.sha256) is not None
+        assert other.services.nar_nodes.nar(trees[0].node) is not None
+
+
+def test_what_is_to_be_dropped_may_be_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_IN_MEMORY", 10 * 32)
+    digests = [b3_digest(bytes((number,))) for number in range(57)]
+    keys = sweep.Keys(tmp_path)
+    for start in range(0, 57, 4):
+        keys.add(digests[start : start + 4])
+    assert len(keys) == 57
+    assert [d for batch in keys.batches(7) for d in batch] == digests
+    assert {len(batch) for batch in keys.batches(100)} == {48, 9}
+    keys.close()
+
+
+@pytest.mark.root
+def test_what_is_to_be_dropped_needs_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_IN_MEMORY", 1000 * 32)
+    digests = [b3_digest(number.to_bytes(4, "big")) for number in range(3500)]
+    with small_disk(tmp_path / "disk", 1_000_000) as disk:
+        fill_up(disk / "full", leave=40_000)
+        keys = sweep.Keys(disk)
+        for start in range(0, 3500, 500):
+            keys.add(digests[start : start + 500])
+        assert [d for batch in keys.batches(70) for d in batch] == digests
+        keys.close()
+
+
+@pytest.mark.root
+def test_a_disk_without_any_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection has a reserve, gives back what is dropped, and makes the reserve anew."""
+    monkeypatch.setattr(reserve, "RESERVE_BYTES", 2_000_000)
+    with small_disk(tmp_path / "disk", 30_000_000) as disk:
+        folder = disk / "store"
+        infos = imported(folder, tmp_path / "trees", [0, 1, 2])
+        kept = infos[0].store_path
+        with opened(folder) as store:
+            collect(store)  # The first one makes it.
+        assert (folder / "reserve").stat().st_size == 2_000_000
+        fill_up(disk / "full")
+        assert free_bytes(disk) == 0
+        with opened(folder) as store:
+            assert collect(store, keep=[kept], dry_run=True).paths_dropped == 2
+            assert free_bytes(disk) == 0
+            report = collect(store, keep=[kept])
+            assert report.problems == []
+            assert report.given_back > 1_500_000
+            assert free_bytes(disk) >= report.given_back
+            check(store)
+        assert (folder / "reserve").stat().st_size == 2_000_000
 
 
 # Troubles.

@@ -16,10 +16,12 @@ from neve.packstore.gate import collection_lock
 from neve.packstore.location import Location
 from neve.packstore.notes import NotesReader
 from neve.packstore.pack import TABLES
+from neve.packstore.reserve import reserve_at_hand
 from neve.packstore.store import PackStore
 from neve.packstore.survey import Survey, survey
 from neve.store.gc.contents import PAGE, Contents
 from neve.store.gc.fresh import Fresh
+from neve.store.gc.near import keep_latest
 from neve.store.gc.paths import Paths, choose, named
 from neve.store.gc.remote import ask_for_collection
 from neve.store.gc.report import GcReport
@@ -46,7 +48,7 @@ def collect_garbage(services: Services, rules: Rules, progress: Progress = NO_PR
         raise Unsupported(
             "only an embedded store (local:///folder) can be collected; of a cache, name the near part"
         )
-    with collection_lock(packs.path):
+    with reserve_at_hand(packs.path), collection_lock(packs.path):
         with packs.uses.sweeping(begins=True):
             notes = NotesReader(packs.path, rules.grace)
         if not notes.is_certain:
@@ -113,6 +115,8 @@ class _Run:
             note_used(self._packs.index, in_use, now)
         for page in self._contents.all_path_infos():
             marker.mark([info.node for info in page if info.digest in kept], self._progress)
+        if self._rules.max_size is not None and not paths.references:
+            keep_latest(self._packs, marker, self._rules.max_size, self._progress)
         self._report.paths_kept = len(kept)
         fresh.chosen(paths, kept)
         reached = marker.count
