@@ -548,7 +548,8 @@ def test_the_nar_of_a_tree_that_is_just_put_again_is_not_forgotten(
     nar = trees[0].nar
     assert nar is not None
     with opened(folder) as store, opened(folder) as other:
-        real, done, ending = sweep._of_absent_trees, [], contextlib.ExitStack()
+        done: list[object] = []
+        real, ending = sweep._of_absent_trees, contextlib.ExitStack()
 
         def first(*arguments):  # type: ignore[no-untyped-def]
             found = real(*arguments)
