@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from neve.castore.ages import Aged
 from neve.castore.blobs.bundle import Answer, Bundle
 from neve.castore.digest import Digest, format_digest
 from neve.errors import Corrupt, LimitExceeded, NotFound, Unsupported
@@ -145,6 +146,10 @@ class BlobService(ABC):
     """Whether what ``chunks`` gives was proven when it was stored: then chunks that match their digests make
     up the blob, and nobody has to hash it as a whole."""
 
+    tells_ages = False
+    """Whether it tells the ages of its objects and keeps them fresh, as ``neve.castore.ages`` says: then
+    ``list_aged``, ``freshen`` and ``delete_aged`` work, and it can be collected while others write to it."""
+
     @abstractmethod
     def has(self, digest: Digest) -> bool:
         """Whether the blob (or chunk) is there."""
@@ -250,6 +255,22 @@ class BlobService(ABC):
         What refers to them is the caller's business.
         """
         raise Unsupported(f"{type(self).__name__} cannot delete blobs")
+
+    def list_aged(self, after: Digest = b"", limit: int = 1000, *, chunks: bool = False) -> Sequence[Aged]:
+        """Up to ``limit`` blobs above ``after`` with their ages, ascending; with ``chunks`` the chunks
+        instead, where those are objects of their own. May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot tell the ages of blobs")
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Those that are missing, of blobs or chunks, in order; the others stay for now, with their chunks,
+        which are freshened before the blob is."""
+        return self.missing(digests)
+
+    def delete_aged(self, aged: Sequence[Aged]) -> int:
+        """Deletes what ``list_aged`` gave, and no more than that; not what was stored or freshened since.
+        Returns how many went. A service that cannot do this in one step takes as little time in between
+        as it can. May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot delete blobs by their ages")
 
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
+from neve.castore.ages import Aged
 from neve.errors import (
     Corrupt,
     InvalidRequest,
@@ -42,6 +43,9 @@ class PathInfoService(ABC):
 
     may_fetch = False
     """Whether ``get`` may take minutes, because contents have to be fetched first."""
+
+    tells_ages = False
+    """Whether ``list_aged`` tells when each path info was put last; what is read is not freshened."""
 
     @abstractmethod
     def get(self, digest: bytes) -> PathInfo | None:
@@ -93,6 +97,11 @@ class PathInfoService(ABC):
         while page := self.list(after):
             yield from page
             after = page[-1].digest
+
+    def list_aged(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[Aged]:
+        """The digests of what ``list`` gives, and when each was put last, changed or not. May be
+        ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot tell the ages of path infos")
 
     def delete_many(self, digests: Sequence[bytes]) -> int:
         """Deletes path infos; returns how many were there. May be ``Unsupported``."""

@@ -6,6 +6,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from neve.castore.ages import Aged, Stamps
 from neve.registry import Address
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest, to_be_stored
@@ -15,8 +16,10 @@ class MemoryPathInfoService(PathInfoService):
     """Holds every path info for as long as it lives."""
 
     looks_up_at_once = True
+    tells_ages = True
 
     def __init__(self) -> None:
+        self._stamps = Stamps()
         self._path_infos: dict[bytes, PathInfo] = {}
         self._lock = threading.Lock()
 
@@ -28,6 +31,7 @@ class MemoryPathInfoService(PathInfoService):
             stored = None if replace else self._path_infos.get(path_info.digest)
             result = to_be_stored(stored, path_info)
             self._path_infos[path_info.digest] = result
+            self._stamps.renew([path_info.digest])
             return result
 
     def list(self, after: bytes = b"", limit: int = 1000) -> Sequence[PathInfo]:
@@ -40,7 +44,11 @@ class MemoryPathInfoService(PathInfoService):
         for digest in digests:
             check_path_digest(digest)
         with self._lock:
+            self._stamps.forget(digests)
             return sum(self._path_infos.pop(digest, None) is not None for digest in digests)
+
+    def list_aged(self, after: bytes = b"", limit: int = 1000) -> Sequence[Aged]:
+        return self._stamps.aged([path_info.digest for path_info in self.list(after, limit)])
 
     def referrers(self, digest: bytes) -> Sequence[bytes]:
         check_path_digest(digest)
