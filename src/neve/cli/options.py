@@ -104,9 +104,8 @@ class StoreOptions:
 
     def exists(self) -> bool:
         """Whether there is anything: what cares for a store must not make an empty one, mistyped say."""
-        address = parse_address(self.url)
-        is_folder = address.scheme == "local" and address.path
-        return not is_folder or os.path.exists(os.path.join(address.path, "store.json"))
+        services = (self.blob_service, self.directory_service, self.path_info_service)
+        return all(_is_there(self.url if url is None else url) for url in services)
 
     def whole(self) -> str:
         """The address, for what works on a store as a whole and not on a mix of services."""
@@ -115,6 +114,13 @@ class StoreOptions:
                 "this works on one whole store: leave out the addresses of single services"
             )
         return self.url
+
+
+def _is_there(url: str) -> bool:
+    """Whether there is a store in the folder that an address names; of other addresses it is not known."""
+    address = parse_address(url)
+    is_folder = address.scheme == "local" and address.path
+    return not is_folder or os.path.exists(os.path.join(address.path, "store.json"))
 
 
 def _read_only(url: str) -> str:

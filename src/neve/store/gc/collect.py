@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from neve.castore.blobs.local_write import BLOBS, CHUNK, LIST
 from neve.castore.digest import Digest
 from neve.castore.directories.local import DIRECTORIES
-from neve.errors import Corrupt, NeveError, Unavailable, Unsupported
+from neve.errors import Corrupt, NeveError
 from neve.packstore.check import pack_bytes
 from neve.packstore.compaction import compact, worth_rewriting
 from neve.packstore.dates import forget_used, last_used, mend_dates, note_used
@@ -21,7 +21,9 @@ from neve.packstore.store import PackStore
 from neve.packstore.survey import Survey, survey
 from neve.store.gc.contents import PAGE, Contents
 from neve.store.gc.fresh import Fresh
+from neve.store.gc.mixed import collect_mixed
 from neve.store.gc.near import keep_latest
+from neve.store.gc.parts import uncertain
 from neve.store.gc.paths import Paths, choose, named
 from neve.store.gc.remote import ask_for_collection
 from neve.store.gc.report import GcReport
@@ -34,28 +36,23 @@ from neve.telemetry import NO_PROGRESS, Progress, span
 
 
 def collect_garbage(services: Services, rules: Rules, progress: Progress = NO_PROGRESS) -> GcReport:
-    """Drops from an embedded store what the rules do not keep, and gives its space back.
+    """Drops from a store what the rules do not keep, and gives its space back.
 
-    A server does it itself, for those who may administer it. Others may go on with the store meanwhile, but
-    there is one collection at a time: else ``Unavailable``. Raises ``NotFound`` if a path to keep is not
-    there, ``Corrupt`` if something that stays cannot be read, so that it is not known what it refers to; in
-    both cases nothing is dropped.
+    What lies in several places is collected by fewer rules: ``collect_mixed``. A server does it itself, for
+    those who may administer it. Others may go on with the store meanwhile, but there is one collection at a
+    time: else ``Unavailable``. Raises ``NotFound`` if a path to keep is not there, ``Corrupt`` if something
+    that stays cannot be read, so that it is not known what it refers to; in both cases nothing is dropped.
     """
     if services.remote is not None:
         return ask_for_collection(services.remote, rules, progress)
     packs = services.packs
     if packs is None:
-        raise Unsupported(
-            "only an embedded store (local:///folder) can be collected; of a cache, name the near part"
-        )
+        return collect_mixed(services, rules, progress)
     with reserve_at_hand(packs.path), collection_lock(packs.path):
         with packs.uses.sweeping(begins=True):
-            notes = NotesReader(packs.path, rules.grace)
+            notes = NotesReader(packs.path, rules.local_grace)
         if not notes.is_certain:
-            raise Unavailable(
-                f"the machine went down while {packs.path} was served, so it is not known what clients count "
-                "on; wait until the grace is over, or allow none with --grace 0 if nobody is uploading"
-            )
+            raise uncertain(packs)
         return _Run(packs, rules, notes, progress).run()
 
 
@@ -98,7 +95,7 @@ class _Run:
         self._progress.start(None)
         fresh, marker = self._fresh, self._fresh.marker
         news = fresh.read()
-        paths = Paths(self._contents)
+        paths = Paths(self._contents.all_path_infos())
         used, now = last_used(self._packs.index), int(time.time())
         if not self._rules.dry_run:
             mend_dates(self._packs.index, used, now)

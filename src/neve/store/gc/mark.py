@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from neve.castore.digest import Digest
 from neve.castore.directory import referred_digests
 from neve.castore.node import DirectoryNode, FileNode, Node
+from neve.errors import NotFound
 from neve.store.gc.digest_set import DigestSet
 from neve.telemetry import NO_PROGRESS, Progress
 
@@ -82,6 +83,27 @@ class Marker:
                 self.mark_contents(files)
             progress.advance(len(part))
             waiting += self._new(children)
+
+    def mark_closure(self, root: Digest, encoded: Iterable[bytes]) -> None:
+        """Marks a closure that comes as a whole, from where Directories cannot be had one by one; unless it
+        was marked before. One of which nothing comes is missing."""
+        if root in self.directories:
+            return
+        closure: list[Digest] = [root]
+        is_there = False
+        try:
+            for directory in encoded:
+                is_there = True
+                below, files = referred_digests(directory)
+                self.mark_contents(files)
+                closure += below
+        except NotFound:
+            is_there = False
+        if not is_there:
+            self.missing += 1
+            return
+        # Only now: the contents of what did not come are not marked.
+        self._new(closure)
 
     def _new(self, digests: Iterable[Digest]) -> list[Digest]:
         new = self.directories.add_new(digests)

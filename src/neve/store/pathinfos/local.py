@@ -38,6 +38,11 @@ class LocalPathInfoService(PathInfoService):
         self._store = store
         self._closed = False
 
+    @property
+    def store(self) -> PackStore:
+        """The embedded store, in which other tables may lie beside this one."""
+        return self._store
+
     def get(self, digest: bytes) -> PathInfo | None:
         data = self._store.get(PATH_INFOS, check_path_digest(digest))
         return None if data is None else _decode(digest, data)
