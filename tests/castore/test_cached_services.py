@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -22,6 +23,7 @@ from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.castore.directory import Directory
 from neve.errors import Corrupt, InvalidRequest, NotFound, Unavailable
+from neve.testing.ages import BlobAgesContract, DirectoryAgesContract
 from neve.testing.blob_reading import KIB, MIB, incompressible, put, read_fully, reader_of
 from neve.testing.blobs import BlobServiceContract
 from neve.testing.directories import DirectoryServiceContract, leaf, parent, put_closure, tree
@@ -46,7 +48,7 @@ class TestCombinedBlobs(BlobServiceContract):
         service.close()
 
 
-class TestCachedBlobs(BlobServiceContract):
+class TestCachedBlobs(BlobServiceContract, BlobAgesContract):
     finds_damage = False
 
     @pytest.fixture
@@ -54,6 +56,9 @@ class TestCachedBlobs(BlobServiceContract):
         service = BLOB_SERVICES.open(nested("cache", "memory://", "memory://", "&negative-ttl=60"))
         yield service
         service.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._far._stamps.make_older(seconds)
 
 
 class TestCachedBlobsOnDisk(BlobServiceContract):
@@ -70,7 +75,7 @@ class TestCachedBlobsOnDisk(BlobServiceContract):
         damage_blob(self.far, digest)
 
 
-class TestCachedDirectories(DirectoryServiceContract):
+class TestCachedDirectories(DirectoryServiceContract, DirectoryAgesContract):
     finds_damage = False
 
     @pytest.fixture
@@ -78,6 +83,9 @@ class TestCachedDirectories(DirectoryServiceContract):
         service = DIRECTORY_SERVICES.open(nested("cache", "memory://", "memory://", "&negative-ttl=60"))
         yield service
         service.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._far._stamps.make_older(seconds)
 
 
 class TestCachedDirectoriesOnDisk(DirectoryServiceContract):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from neve.castore.absences import Absences, absences_of
+from neve.castore.ages import Aged
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk
 from neve.castore.blobs.chunks import BytesReader
 from neve.castore.blobs.keeping import BothBatch, BothWriter, CombinedBatch, Keeper, KeepingReader
@@ -129,6 +130,17 @@ class CachedBlobService(CombinedBlobService):
     """Like the other, but far is what counts: what is put is stored when it is stored there, and its
     listing is the listing."""
 
+    def __init__(self, near: BlobService, far: BlobService, *, absences: Absences | None = None) -> None:
+        super().__init__(near, far, absences=absences)
+        self.tells_ages = far.tells_ages
+
+    def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        # Of what is near too, far must know that somebody counts on it.
+        return self._far.missing(digests) if self.tells_ages else super().missing(digests)
+
+    def stored_chunks(self, digest: Digest) -> list[Chunk]:
+        return self._far.stored_chunks(digest)
+
     def open_write(self) -> BlobWriter:
         far = self._far.open_write()
         return BothWriter(far, NearCopy(self._near.open_write, lambda one: one.abandon()), self._absences)
@@ -143,6 +155,17 @@ class CachedBlobService(CombinedBlobService):
     def delete_many(self, digests: Sequence[Digest]) -> int:
         deleted = self._far.delete_many(digests)
         self._near.delete_many(digests)
+        return deleted
+
+    def list_aged(self, after: Digest = b"", limit: int = 1000, *, chunks: bool = False) -> Sequence[Aged]:
+        return self._far.list_aged(after, limit, chunks=chunks)
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        return self._far.freshen(digests)
+
+    def delete_aged(self, aged: Sequence[Aged]) -> int:
+        deleted = self._far.delete_aged(aged)
+        keep_near(lambda: self._near.delete_many([one.digest for one in aged]))
         return deleted
 
 

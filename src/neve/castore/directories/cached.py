@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from neve.castore.absences import Absences, absences_of
+from neve.castore.ages import Aged
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, check_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService
@@ -32,6 +33,8 @@ class CachedDirectoryService(DirectoryService):
         self._near = near
         self._far = far
         self._absences = Absences(None) if absences is None else absences
+        self.tells_ages = far.tells_ages
+        self.looks_up_children = far.looks_up_children
 
     def get(self, digest: Digest) -> Directory | None:
         return self.get_many([digest]).get(digest)
@@ -113,6 +116,17 @@ class CachedDirectoryService(DirectoryService):
     def delete_many(self, digests: Sequence[Digest]) -> int:
         deleted = self._far.delete_many(digests)
         self._near.delete_many(digests)
+        return deleted
+
+    def list_aged(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        return self._far.list_aged(after, limit)
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        return self._far.freshen(digests)
+
+    def delete_aged(self, aged: Sequence[Aged]) -> int:
+        deleted = self._far.delete_aged(aged)
+        keep_near(lambda: self._near.delete_many([one.digest for one in aged]))
         return deleted
 
     def close(self) -> None:
