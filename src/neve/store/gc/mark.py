@@ -7,6 +7,7 @@ be listed and deleted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from neve.castore.digest import Digest
 from neve.castore.directory import referred_digests
@@ -33,11 +34,14 @@ class Marker:
     Chunks are marked with ``mark_chunks``: which blobs have some is best looked up for many at a time.
     """
 
-    def __init__(self, get: GetDirectories, see_new: SeeNew | None = None) -> None:
+    def __init__(
+        self, get: GetDirectories, see_new: SeeNew | None = None, *, folder: Path | None = None
+    ) -> None:
+        """``folder``: for files of what is marked, where that may be more than memory should hold."""
         self._get = get
         self.see_new: SeeNew = see_new or (lambda _directories, _digests: None)
-        self.directories = DigestSet()
-        self.contents = DigestSet()
+        self.directories = DigestSet(folder)
+        self.contents = DigestSet(folder)
         """Blobs and chunks."""
         self.missing = 0
         """Directories that are referred to and are not there."""
@@ -104,6 +108,11 @@ class Marker:
             return
         # Only now: the contents of what did not come are not marked.
         self._new(closure)
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self.directories.close()
+        self.contents.close()
 
     def _new(self, digests: Iterable[Digest]) -> list[Digest]:
         new = self.directories.add_new(digests)

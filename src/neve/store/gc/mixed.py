@@ -9,8 +9,10 @@ crash, refer to what is gone already: nobody counts on it without asking for all
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from pathlib import Path
 
 from neve.castore.digest import Digest, format_digest
 from neve.castore.node import DirectoryNode
@@ -18,6 +20,7 @@ from neve.errors import Corrupt, NeveError, NotFound, Unsupported
 from neve.packstore.check import pack_bytes
 from neve.packstore.compaction import compact
 from neve.packstore.survey import survey
+from neve.store.gc.digest_set import DigestSet
 from neve.store.gc.mark import Marker
 from neve.store.gc.parts import PAGE, Part, Parts
 from neve.store.gc.paths import Paths, check_there
@@ -37,18 +40,28 @@ def collect_mixed(services: Services, rules: Rules, progress: Progress = NO_PROG
         )
     with contextlib.ExitStack() as held:
         parts = Parts(services.blobs, services.directories, services.path_infos, rules, held)
-        return _Run(services, parts, rules, progress).run()
+        run = _Run(services, parts, rules, progress, _spool_folder(parts))
+        with contextlib.closing(run.marker):
+            return run.run()
+
+
+def _spool_folder(parts: Parts) -> Path:
+    """Where what is marked is kept: beside the first embedded store, or where the system has such files."""
+    packs = [use.packs for use in parts.uses.values()]
+    return packs[0].temporary_folder() if packs else Path(tempfile.gettempdir())
 
 
 class _Run:
     """One collection."""
 
-    def __init__(self, services: Services, parts: Parts, rules: Rules, progress: Progress) -> None:
+    def __init__(
+        self, services: Services, parts: Parts, rules: Rules, progress: Progress, folder: Path
+    ) -> None:
         self._services = services
         self._parts = parts
         self._rules = rules
         self._progress = progress
-        self._marker = Marker(self._directories)
+        self.marker = Marker(self._directories, folder=folder)
         self._report = GcReport(dry_run=rules.dry_run)
 
     def run(self) -> GcReport:
@@ -64,11 +77,12 @@ class _Run:
             if dropped and not self._rules.dry_run:
                 dropped = self._drop_paths(dropped)
             report.paths_dropped = len(dropped)
-            report.directories_dropped = self._sweep(self._parts.directories, self._marker.directories.absent)
-            report.blobs_dropped = self._sweep(self._parts.blobs, self._marker.contents.absent)
+            marked = self.marker
+            report.directories_dropped = self._sweep(self._parts.directories, marked.directories)
+            report.blobs_dropped = self._sweep(self._parts.blobs, marked.contents)
             self._mark_chunks_of(self._parts.blobs.late())
-            report.chunks_dropped = self._sweep(self._parts.chunks, self._marker.contents.absent)
-        report.missing = self._marker.missing
+            report.chunks_dropped = self._sweep(self._parts.chunks, marked.contents)
+        report.missing = self.marker.missing
         with span("gc.compact"):
             self._give_back()
         return report
@@ -87,18 +101,18 @@ class _Run:
         for page in self._path_infos():
             self._mark_nodes([info for info in page if info.digest in kept])
         self._report.paths_kept = len(kept)
-        if missing := self._marker.missing:
+        if missing := self.marker.missing:
             raise NotFound(
                 f"{missing} of the Directories that store paths refer to are not there, so it is not known "
                 "what is needed, and nothing was dropped: do these services belong together? Run neve verify"
             )
-        reached = self._marker.count
+        reached = self.marker.count
         for directories in self._parts.directories.fresh():
             for some in _portions(directories):
                 self._mark_directories(some)
-        self._report.fresh = self._marker.count - reached
+        self._report.fresh = self.marker.count - reached
         # Some of it is about to be stored, and nothing is missing where it is not there yet.
-        self._marker.missing = 0
+        self.marker.missing = 0
         return [digest for digest in paths.references if digest not in kept]
 
     def _chosen(self, paths: Paths) -> set[bytes]:
@@ -121,17 +135,17 @@ class _Run:
 
     def _mark_nodes(self, infos: Sequence[PathInfo]) -> None:
         nodes = [info.node for info in infos]
-        self._marker.mark([node for node in nodes if not isinstance(node, DirectoryNode)])
+        self.marker.mark([node for node in nodes if not isinstance(node, DirectoryNode)])
         self._mark_directories([node.digest for node in nodes if isinstance(node, DirectoryNode)])
 
     def _mark_directories(self, digests: Sequence[Digest]) -> None:
         if self._services.directories.looks_up_children:
-            self._marker.mark_directories(digests, self._progress)
+            self.marker.mark_directories(digests, self._progress)
             return
         for digest in digests:
             self._progress.advance(0)
             encoded = self._services.directories.get_recursive_encoded(digest)
-            self._marker.mark_closure(digest, encoded)
+            self.marker.mark_closure(digest, encoded)
 
     def _directories(self, digests: Sequence[Digest]) -> Mapping[Digest, bytes]:
         found = self._services.directories.get_many(digests)
@@ -157,12 +171,12 @@ class _Run:
             self._mark_nodes(page)
         return gone
 
-    def _sweep(self, part: Part, absent: Callable[[Sequence[Digest]], Sequence[Digest]]) -> int:
+    def _sweep(self, part: Part, marked: DigestSet) -> int:
         """Deletes what is neither marked nor fresh; returns how much."""
         count = 0
         for page in part.pages():
-            unmarked = set(absent([one.digest for one in page]))
-            old = part.old([one for one in page if one.digest in unmarked])
+            unmarked = [one for one in page if one.digest not in marked]
+            old = part.old(unmarked)
             going = {one.digest for one in old}
             self._report.fresh += len(unmarked) - len(going)
             self._mark_chunks(one.digest for one in page if one.is_list and one.digest not in going)
@@ -178,12 +192,12 @@ class _Run:
                 raise Corrupt(
                     f"the chunks of blob {format_digest(digest)} cannot be told; they may be needed"
                 )
-            self._marker.mark_contents(chunk.digest for chunk in chunks)
+            self.marker.mark_contents(chunk.digest for chunk in chunks)
 
     def _mark_chunks_of(self, blobs: Iterable[Digest]) -> None:
         """The same for blobs that may be stored in one piece, or not be there."""
         for digest in blobs:
-            self._marker.mark_contents(chunk.digest for chunk in self._services.blobs.stored_chunks(digest))
+            self.marker.mark_contents(chunk.digest for chunk in self._services.blobs.stored_chunks(digest))
 
     def _give_back(self) -> None:
         """Rewrites the packs of the embedded stores among the parts."""
