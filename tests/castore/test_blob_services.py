@@ -38,7 +38,7 @@ class TestMemory(BlobServiceContract, BlobAgesContract):
         service.close()
 
     def make_older(self, service: Any, seconds: float) -> None:
-        service._stamps.make_older(seconds)
+        service._uses.make_older(seconds)
 
 
 class TestLocal(BlobServiceContract):

@@ -58,7 +58,7 @@ class TestCachedBlobs(BlobServiceContract, BlobAgesContract):
         service.close()
 
     def make_older(self, service: Any, seconds: float) -> None:
-        service._far._stamps.make_older(seconds)
+        service._far._uses.make_older(seconds)
 
 
 class TestCachedBlobsOnDisk(BlobServiceContract):
@@ -85,7 +85,7 @@ class TestCachedDirectories(DirectoryServiceContract, DirectoryAgesContract):
         service.close()
 
     def make_older(self, service: Any, seconds: float) -> None:
-        service._far._stamps.make_older(seconds)
+        service._far._uses.make_older(seconds)
 
 
 class TestCachedDirectoriesOnDisk(DirectoryServiceContract):

@@ -69,6 +69,8 @@ class TestLru(PathInfoServiceContract):
 
 
 class TestCached(PathInfoServiceContract, PathInfoAgesContract):
+    reading_counts = False
+
     @pytest.fixture
     def service(self) -> Iterator[PathInfoService]:
         url = nested("cache", "&negative-ttl=60", near="memory://", far="memory://")
@@ -77,7 +79,7 @@ class TestCached(PathInfoServiceContract, PathInfoAgesContract):
         services.close()
 
     def make_older(self, service: Any, seconds: float) -> None:
-        service._far._stamps.make_older(seconds)
+        service._far._uses.make_older(seconds)
 
 
 class TestCachedNearALittle(PathInfoServiceContract):
@@ -103,7 +105,7 @@ class TestPullThrough(PathInfoServiceContract, PathInfoAgesContract):
         services.close()
 
     def make_older(self, service: Any, seconds: float) -> None:
-        service._near._stamps.make_older(seconds)
+        service._near._uses.make_older(seconds)
 
 
 class TestSigning(PathInfoServiceContract, PathInfoAgesContract):
@@ -118,7 +120,7 @@ class TestSigning(PathInfoServiceContract, PathInfoAgesContract):
         services.close()
 
     def make_older(self, service: Any, seconds: float) -> None:
-        service._inner._stamps.make_older(seconds)
+        service._inner._uses.make_older(seconds)
 
 
 # Those used last.

@@ -1,71 +1,75 @@
 """Ages: what a service tells of its objects so that they can be collected while others write to it.
 
 Writers and collections of a bucket or a database know nothing of each other. What they have in common is the
-time at which each object was *stored or freshened* last, its stamp, by the clock of whoever stores it:
+age of each object: how long ago it was *used*, by the clock of whoever stores it.
 
-- Whoever asks whether an object is there and is told so, or puts one that is there, finds it fresh: if its
-  stamp was older than ``FRESH_FOR`` it is the present time now. The service sees to that, in ``missing``,
-  ``missing_blobs``, ``has`` and ``keep_many``, in every way to put, and in ``freshen``.
-- A collection only deletes what is older than twice that at the time it begins, and whose stamp has not
-  changed since it was listed.
+- Whoever puts an object that is there, or asks whether it is there and is told so, uses it. The service sees
+  to that in all ways to put, in ``missing``, ``missing_blobs``, ``has``, ``keep_many`` and ``freshen``. What
+  was used less than ``SLACK`` before need not be noted anew. Reading may count, or not; of path infos it
+  does, unless a near cache gives the answer.
+- A collection begins to mark, and deletes what it has not marked and nobody has used since some time, the
+  *grace*, before that (``delete_many`` with ``unused_for``). Whether it was used the service looks at in the
+  moment in which it deletes; one that cannot do both in one step takes as little time in between as it can.
 
-So what somebody was told to be there, or has stored, stays for ``FRESH_FOR`` at least; by then whatever needs
-it has to be registered. ``neve.store.gc.parts`` deletes, docs/gc.md says the same to users.
+So what somebody was told to be there, or has stored, stays for the grace, less ``SLACK``; by then whatever
+needs it must be registered. ``neve.store.gc.parts`` deletes, docs/gc.md says the same to users.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
-FRESH_FOR = 12 * 3600.0
-"""Seconds for which an answer counts. An upload of one path takes less; clocks may differ by what is left."""
+from neve.errors import Unsupported
 
-MIN_GRACE = 2 * FRESH_FOR
-"""The least grace of a collection beside others who write."""
+SLACK = 3600.0
+"""Seconds by which an object may have been used later than its age says."""
+
+DEFAULT_GRACE = 24 * 3600.0
+"""Of collections beside others who write, in seconds: more than any upload of one path takes."""
 
 
 class Aged(NamedTuple):
-    """An object, and when it was stored or freshened last."""
+    """A blob, or chunk, in a listing with ages."""
 
     digest: bytes
-    stamp: float
-    """Seconds since 1970, as precisely as the service knows it: it is compared with itself."""
-    is_list: bool = False
-    """Of a blob: it is stored in several chunks, each an object of its own, and this is the list of them."""
-    is_chunk: bool = False
-    """It is stored as a piece of blobs, and is none itself (whatever blob has the same digest)."""
+    age: float
+    """Seconds since it was used; it may be up to ``SLACK`` less."""
+    is_one_piece: bool = False
+    """It is known to be stored in one piece: nothing is asked for its chunks."""
 
 
-class Stamps:
-    """The stamps of a service that keeps its objects in memory. Not thread-safe."""
+def refuse_ages(service: object, unused_for: float | None) -> None:
+    """For ``delete_many`` of services that tell no ages: raises ``Unsupported`` if it goes by them."""
+    if unused_for is not None:
+        raise Unsupported(f"{type(service).__name__} does not know when something was used")
+
+
+class Uses:
+    """When the objects of a service that keeps them in memory were used. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._stamps: dict[bytes, float] = {}
+        self._times: dict[bytes, float] = {}
 
-    def freshen(self, digests: Iterable[bytes]) -> None:
-        """Of objects that are there: those that are not fresh are now."""
-        now = time.time()
-        for digest in digests:
-            if not self._stamps.get(digest, 0) > now - FRESH_FOR:
-                self._stamps[digest] = now
-
-    def renew(self, digests: Iterable[bytes]) -> None:
-        self._stamps.update(dict.fromkeys(digests, time.time()))
+    def note(self, digests: Iterable[bytes]) -> None:
+        self._times.update(dict.fromkeys(digests, time.monotonic()))
 
     def make_older(self, seconds: float) -> None:
         """As if so much time had gone by."""
-        self._stamps = {digest: stamp - seconds for digest, stamp in self._stamps.items()}
-
-    def forget(self, digests: Iterable[bytes]) -> None:
-        for digest in digests:
-            self._stamps.pop(digest, None)
+        self._times = {digest: then - seconds for digest, then in self._times.items()}
 
     def aged(self, digests: Iterable[bytes]) -> list[Aged]:
         """Those of them that are there."""
-        stamps = self._stamps
-        return [Aged(digest, stamps[digest]) for digest in digests if digest in stamps]
+        now, times = time.monotonic(), self._times
+        return [Aged(digest, now - times[digest]) for digest in digests if digest in times]
 
-    def unchanged(self, aged: Sequence[Aged]) -> list[bytes]:
-        return [one.digest for one in aged if self._stamps.get(one.digest) == one.stamp]
+    def old(self, digests: Iterable[bytes], unused_for: float | None) -> set[bytes]:
+        """Those of them that were not used in the last so many seconds; or all."""
+        if unused_for is None:
+            return set(digests)
+        return {one.digest for one in self.aged(digests) if one.age >= unused_for}
+
+    def forget(self, digests: Iterable[bytes]) -> None:
+        for digest in digests:
+            self._times.pop(digest, None)

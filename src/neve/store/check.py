@@ -14,7 +14,7 @@ from neve.castore.digest import Digest, format_digest
 from neve.castore.directories.local import DIRECTORIES
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node
-from neve.errors import NeveError, Unavailable
+from neve.errors import NeveError, NotFound, Unavailable
 from neve.nix import base32
 from neve.packstore import check as packs_check
 from neve.packstore.layout import os_errors, read_settings
@@ -266,7 +266,8 @@ class PathCheck:
 
     def _files(self, nodes: list[FileNode]) -> frozenset[Digest]:
         blobs = self._services.blobs
-        wanted = list(dict.fromkeys(node.digest for node in nodes))
+        # What is read shows by that whether it is there; and asking may keep it fresh (``castore.ages``).
+        wanted = [] if self._read_blobs else list(dict.fromkeys(node.digest for node in nodes))
         bad = self._NOTHING
         try:
             for digest in blobs.missing(wanted):
@@ -310,6 +311,8 @@ class PathCheck:
                 missing = set(blobs.missing(digests))
                 if bad := [digest for digest in digests if digest in self._what or digest in missing]:
                     return self._bad_chunks(node, bad)
+        except NotFound as error:
+            return self._note(node.digest, "blob", "is missing" if self._read_blobs else str(error))
         except NeveError as error:
             return self._note(node.digest, "blob", str(error))
         if size != node.size:

@@ -3,37 +3,35 @@ subclass both, and supply ``make_older``."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from neve.castore.ages import FRESH_FOR, MIN_GRACE, Aged
+from neve.castore.ages import SLACK
 from neve.castore.blobs.base import BlobService
 from neve.castore.digest import Digest, b3_digest
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directory import Directory
 from neve.castore.node import SymlinkNode
 
-_CLOCKS = 3600.0
-"""Seconds by which the clock of a service may differ from ours."""
+
+def is_fresh(age: float) -> bool:
+    """Whether that may be the age of something that was used just now."""
+    return age < 2 * SLACK
 
 
-def is_fresh(stamp: float) -> bool:
-    """Whether something was stored or freshened just now, by clocks that are not quite right."""
-    return abs(time.time() - stamp) < _CLOCKS
-
-
-def all_aged(list_page: Callable[[bytes, int], Sequence[Aged]], limit: int = 3) -> dict[bytes, Aged]:
+def all_ages(
+    list_page: Callable[[bytes, int], Sequence[tuple[Any, ...]]], limit: int = 3
+) -> dict[bytes, float]:
     """A whole listing, page by page; it must be in order."""
-    found: list[Aged] = []
-    while page := list_page(found[-1].digest if found else b"", limit):
+    found: list[tuple[Any, ...]] = []
+    while page := list_page(found[-1][0] if found else b"", limit):
         assert len(page) <= limit
         found += page
-    digests = [one.digest for one in found]
+    digests = [one[0] for one in found]
     assert digests == sorted(set(digests))
-    return {one.digest: one for one in found}
+    return {one[0]: one[1] for one in found}
 
 
 class BlobAgesContract:
@@ -43,11 +41,11 @@ class BlobAgesContract:
         """Makes all objects so much older, behind the back of ``service``."""
         raise NotImplementedError
 
-    def blobs_aged(self, service: BlobService) -> dict[bytes, Aged]:
-        return all_aged(service.list_aged)
+    def blobs_ages(self, service: BlobService) -> dict[bytes, float]:
+        return all_ages(service.list_with_ages)
 
-    def chunks_aged(self, service: BlobService) -> dict[bytes, Aged]:
-        return all_aged(lambda after, limit: service.list_aged(after, limit, chunks=True), 100)
+    def chunks_ages(self, service: BlobService) -> dict[bytes, float]:
+        return all_ages(service.list_chunks_with_ages, 100)
 
     def test_ages(self, service: BlobService) -> None:
         assert service.tells_ages
@@ -55,19 +53,17 @@ class BlobAgesContract:
         with service.open_write() as writer:
             writer.write(_large())
             put.append(writer.close())
-        aged = self.blobs_aged(service)
-        assert set(aged) == set(service.list())
-        assert set(aged) == {*put} - {b3_digest(b"")}
-        assert all(is_fresh(one.stamp) and not one.is_chunk for one in aged.values())
-        chunks = self.chunks_aged(service)
-        assert all(is_fresh(one.stamp) and one.is_chunk for one in chunks.values())
-        for digest, one in aged.items():
-            stored = {chunk.digest for chunk in service.stored_chunks(digest)}
-            assert stored <= chunks.keys()
-            assert bool(stored) == one.is_list
-        self.make_older(service, MIN_GRACE)
-        old = [*self.blobs_aged(service).values(), *self.chunks_aged(service).values()]
-        assert not any(is_fresh(one.stamp) for one in old)
+        ages, chunks = self.blobs_ages(service), self.chunks_ages(service)
+        assert set(ages) == set(service.list())
+        assert set(ages) == {*put} - {b3_digest(b"")}
+        assert all(is_fresh(age) for age in [*ages.values(), *chunks.values()])
+        for one in service.list_with_ages():
+            stored = {chunk.digest for chunk in service.stored_chunks(one.digest)}
+            assert not (stored and one.is_one_piece)
+            assert not chunks or stored <= chunks.keys()
+        self.make_older(service, 4 * SLACK)
+        old = [*self.blobs_ages(service).values(), *self.chunks_ages(service).values()]
+        assert not any(is_fresh(age) for age in old)
 
     @pytest.mark.parametrize(
         "asked", ["missing", "missing_blobs", "has", "keep", "freshen", "put_many", "put_in_a_batch", "write"]
@@ -77,7 +73,7 @@ class BlobAgesContract:
         contents = [b"asked", _large()]
         digests = [_write(service, one) for one in contents]
         (other,) = service.put_many([b"other"])
-        self.make_older(service, MIN_GRACE)
+        self.make_older(service, 4 * SLACK)
         asking: dict[str, Callable[[], object]] = {
             "missing": lambda: service.missing([*digests, bytes(32)]) == [bytes(32)],
             "missing_blobs": lambda: service.missing_blobs([*digests, bytes(32)]) == [bytes(32)],
@@ -89,36 +85,37 @@ class BlobAgesContract:
             "write": lambda: [_write(service, one) for one in contents] == digests,
         }
         assert asking[asked]()
-        aged, chunks = self.blobs_aged(service), self.chunks_aged(service)
+        ages, chunks = self.blobs_ages(service), self.chunks_ages(service)
         for digest in digests:
-            assert is_fresh(aged[digest].stamp)
-            assert all(is_fresh(chunks[chunk.digest].stamp) for chunk in service.stored_chunks(digest))
-        assert not is_fresh(aged[other].stamp)
+            assert is_fresh(ages[digest])
+            stored = [chunk.digest for chunk in service.stored_chunks(digest) if chunks]
+            assert all(is_fresh(chunks[chunk]) for chunk in stored)
+        assert not is_fresh(ages[other])
 
     def test_reading_for_a_collection_freshens_nothing(self, service: BlobService) -> None:
         assert service.tells_ages
         digest = _write(service, _large())
-        self.make_older(service, MIN_GRACE)
+        self.make_older(service, 4 * SLACK)
         service.stored_chunks(digest)
         service.list()
-        assert not any(is_fresh(one.stamp) for one in self.blobs_aged(service).values())
-        assert not any(is_fresh(one.stamp) for one in self.chunks_aged(service).values())
+        assert not any(is_fresh(age) for age in self.blobs_ages(service).values())
+        assert not any(is_fresh(age) for age in self.chunks_ages(service).values())
 
     def test_deleting_by_age(self, service: BlobService) -> None:
         assert service.tells_ages
         goes, stays, large = [*service.put_many([b"goes", b"stays"]), _write(service, _large())]
-        self.make_older(service, FRESH_FOR + _CLOCKS)
-        old, chunks = self.blobs_aged(service), self.chunks_aged(service)
+        self.make_older(service, 4 * SLACK)
+        chunks = list(self.chunks_ages(service))
         assert service.missing([stays]) == []
-        absent = Aged(bytes(32), 0)
-        assert service.delete_aged([old[goes], old[stays], old[large], absent]) == 2
+        assert service.delete_many([goes, stays, large], unused_for=6 * SLACK) == 0
+        assert service.delete_many([goes, stays, large, bytes(32)], unused_for=3 * SLACK) == 2
         assert service.list() == [stays]
         # Chunks that lie apart are deleted apart; of a blob in one piece nothing is left before that.
-        service.delete_aged([one for one in chunks.values() if one.digest != stays])
+        service.delete_chunks([chunk for chunk in chunks if chunk != stays], unused_for=3 * SLACK)
         assert service.missing([goes, stays, large]) == [goes, large]
         assert service.read(stays) == b"stays"
-        assert service.delete_aged([old[goes]]) == 0
-        assert service.delete_aged([]) == 0
+        assert set(self.chunks_ages(service)) <= {stays}
+        assert service.delete_many([], unused_for=0) == service.delete_chunks([], unused_for=0) == 0
 
 
 class DirectoryAgesContract:
@@ -137,35 +134,34 @@ class DirectoryAgesContract:
     def test_ages(self, service: DirectoryService) -> None:
         assert service.tells_ages
         put = {self.put_root(service, f"root {number}") for number in range(7)}
-        aged = all_aged(service.list_aged)
-        assert set(aged) == put
-        assert all(is_fresh(one.stamp) for one in aged.values())
-        self.make_older(service, MIN_GRACE)
-        assert not any(is_fresh(one.stamp) for one in all_aged(service.list_aged).values())
+        ages = all_ages(service.list_with_ages)
+        assert set(ages) == put
+        assert all(is_fresh(age) for age in ages.values())
+        self.make_older(service, 4 * SLACK)
+        assert not any(is_fresh(age) for age in all_ages(service.list_with_ages).values())
 
     def test_what_is_put_again_or_freshened_is_fresh(self, service: DirectoryService) -> None:
         assert service.tells_ages
-        again, asked, read = (self.put_root(service, name) for name in ("again", "asked", "read"))
-        self.make_older(service, MIN_GRACE)
+        again, asked, other = (self.put_root(service, name) for name in ("again", "asked", "other"))
+        self.make_older(service, 4 * SLACK)
         assert self.put_root(service, "again") == again
         assert service.freshen([asked, bytes(32)]) == [bytes(32)]
-        assert len(list(service.get_recursive(read))) == 1
-        aged = all_aged(service.list_aged)
-        assert is_fresh(aged[again].stamp)
-        assert is_fresh(aged[asked].stamp)
-        assert not is_fresh(aged[read].stamp)
+        ages = all_ages(service.list_with_ages)
+        assert is_fresh(ages[again])
+        assert is_fresh(ages[asked])
+        assert not is_fresh(ages[other])
 
     def test_deleting_by_age(self, service: DirectoryService) -> None:
         assert service.tells_ages
         goes, stays = (self.put_root(service, name) for name in ("goes", "stays"))
-        self.make_older(service, FRESH_FOR + _CLOCKS)
-        old = all_aged(service.list_aged)
+        self.make_older(service, 4 * SLACK)
         assert service.freshen([stays]) == []
-        assert service.delete_aged([old[goes], old[stays], Aged(bytes(32), 0)]) == 1
-        assert list(all_aged(service.list_aged)) == [stays]
+        assert service.delete_many([goes, stays], unused_for=6 * SLACK) == 0
+        assert service.delete_many([goes, stays, bytes(32)], unused_for=3 * SLACK) == 1
+        assert list(all_ages(service.list_with_ages)) == [stays]
         assert list(service.get_recursive(goes)) == []
         assert len(list(service.get_recursive(stays))) == 1
-        assert service.delete_aged([]) == 0
+        assert service.delete_many([], unused_for=0) == 0
 
 
 def _large() -> bytes:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 
 import neve
-from neve.castore.ages import FRESH_FOR, MIN_GRACE, Aged
+from neve.castore.ages import DEFAULT_GRACE
 from neve.castore.blobs.memory import MemoryBlobService
 from neve.castore.digest import Digest, b3_digest
 from neve.castore.directories.memory import MemoryDirectoryService
@@ -54,9 +54,9 @@ class RootsOnly(MemoryDirectoryService):
     def get_recursive(self, digest: Digest) -> list[Directory]:  # type: ignore[override]
         return self.closures.get(digest, [])
 
-    def delete_aged(self, aged: Sequence[Aged]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
         there = set(self.closures)
-        count = super().delete_aged(aged)
+        count = super().delete_many(digests, unused_for=unused_for)
         for digest in there.difference(self._directories):
             del self.closures[digest]
         return count
@@ -102,9 +102,9 @@ class Mix:
             assert store.services.packs is None
             yield store
 
-    def age(self, seconds: float = MIN_GRACE + 10) -> None:
+    def age(self, seconds: float = DEFAULT_GRACE + 10) -> None:
         for service in (self._blobs, self._directories, self._path_infos):
-            service._stamps.make_older(seconds)
+            service._uses.make_older(seconds)
 
     @property
     def is_local(self) -> bool:
@@ -201,10 +201,10 @@ def test_what_is_fresh_stays(mix: Mix, tmp_path: Path) -> None:
         assert report.paths_dropped == 0
         assert report.fresh > 0
         assert len(b"".join(store.services.renderer.stream(node))) > 1_200_000
-        mix.age(FRESH_FOR)
+        mix.age(DEFAULT_GRACE / 2)
         collect(store)
         assert len(b"".join(store.services.renderer.stream(node))) > 1_200_000
-    mix.age(FRESH_FOR + 10)
+    mix.age(DEFAULT_GRACE / 2 + 10)
     with mix.anew() as store:
         assert collect(store).fresh == 0
         with pytest.raises(NotFound):
@@ -274,10 +274,10 @@ def test_a_large_blob_that_is_asked_for_late_keeps_its_chunks(
     real = LocalPart.delete
     with mix.anew() as store, mix.anew() as other:
 
-        def first(part: LocalPart, old: Sequence[object]) -> int:
-            if any(one.digest == large.digest for one in old):  # type: ignore[attr-defined]
+        def first(part: LocalPart, old: Sequence[bytes]) -> int:
+            if large.digest in old:
                 assert elsewhere(lambda: other.blobs.missing([large.digest])) == []
-            return real(part, old)  # type: ignore[arg-type]
+            return real(part, old)
 
         monkeypatch.setattr(LocalPart, "delete", first)
         collect(store, keep=[infos[1].store_path])
@@ -313,8 +313,8 @@ def test_services_that_do_not_belong_together(mix: Mix, tmp_path: Path) -> None:
 
 def test_services_without_ages(mix: Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Dateless(MemoryPathInfoService):
+        list_with_ages = PathInfoService.list_with_ages
         tells_ages = False
-        list_aged = PathInfoService.list_aged
 
     infos = imported(mix, tmp_path / "trees", [0])
     with mix.anew() as store:

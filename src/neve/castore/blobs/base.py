@@ -146,9 +146,11 @@ class BlobService(ABC):
     """Whether what ``chunks`` gives was proven when it was stored: then chunks that match their digests make
     up the blob, and nobody has to hash it as a whole."""
 
-    tells_ages = False
-    """Whether it tells the ages of its objects and keeps them fresh, as ``neve.castore.ages`` says: then
-    ``list_aged``, ``freshen`` and ``delete_aged`` work, and it can be collected while others write to it."""
+    @property
+    def tells_ages(self) -> bool:
+        """Whether it tells the ages of its objects, as ``neve.castore.ages`` says: then it can be collected
+        while others write to it."""
+        return type(self).list_with_ages is not BlobService.list_with_ages
 
     @abstractmethod
     def has(self, digest: Digest) -> bool:
@@ -249,28 +251,30 @@ class BlobService(ABC):
         """Up to ``limit`` digests of blobs greater than ``after``, ascending. May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot list blobs")
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
         """Deletes blobs; returns how many were there. May be ``Unsupported``.
 
-        What refers to them is the caller's business.
+        What refers to them is the caller's business. With ``unused_for`` only those go that were not used in
+        the last so many seconds (``neve.castore.ages``), each object that they consist of by its own age.
         """
         raise Unsupported(f"{type(self).__name__} cannot delete blobs")
 
-    def list_aged(self, after: Digest = b"", limit: int = 1000, *, chunks: bool = False) -> Sequence[Aged]:
-        """Up to ``limit`` blobs above ``after`` with their ages, ascending; with ``chunks`` the chunks
-        instead, where those are objects of their own. May be ``Unsupported``."""
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        """What ``list`` gives, with ages. May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot tell the ages of blobs")
 
-    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
-        """Those that are missing, of blobs or chunks, in order; the others stay for now, with their chunks,
-        which are freshened before the blob is."""
-        return self.missing(digests)
+    def list_chunks_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        """The same for chunks, where those are objects of their own; also those that no blob has."""
+        return []
 
-    def delete_aged(self, aged: Sequence[Aged]) -> int:
-        """Deletes what ``list_aged`` gave, and no more than that; not what was stored or freshened since.
-        Returns how many went. A service that cannot do this in one step takes as little time in between
-        as it can. May be ``Unsupported``."""
-        raise Unsupported(f"{type(self).__name__} cannot delete blobs by their ages")
+    def delete_chunks(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        """The same as ``delete_many`` for chunks."""
+        return 0
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Uses blobs or chunks: gives those that are missing, in order. The others stay for now, with their
+        chunks."""
+        return self.missing(digests)
 
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""

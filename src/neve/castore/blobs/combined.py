@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from neve.castore.absences import Absences, absences_of
-from neve.castore.ages import Aged
+from neve.castore.ages import Aged, refuse_ages
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk
 from neve.castore.blobs.chunks import BytesReader
 from neve.castore.blobs.keeping import BothBatch, BothWriter, CombinedBatch, Keeper, KeepingReader
@@ -114,7 +114,8 @@ class CombinedBlobService(BlobService):
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return sorted({*self._near.list(after, limit), *self._far.list(after, limit)})[:limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         there = {*digests}.difference(self.missing(digests), [EMPTY_BLOB])
         self._far.delete_many(digests)
         self._near.delete_many(digests)
@@ -130,9 +131,9 @@ class CachedBlobService(CombinedBlobService):
     """Like the other, but far is what counts: what is put is stored when it is stored there, and its
     listing is the listing."""
 
-    def __init__(self, near: BlobService, far: BlobService, *, absences: Absences | None = None) -> None:
-        super().__init__(near, far, absences=absences)
-        self.tells_ages = far.tells_ages
+    @property
+    def tells_ages(self) -> bool:
+        return self._far.tells_ages
 
     def missing(self, digests: Sequence[Digest]) -> list[Digest]:
         # Of what is near too, far must know that somebody counts on it.
@@ -152,21 +153,22 @@ class CachedBlobService(CombinedBlobService):
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return self._far.list(after, limit)
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
-        deleted = self._far.delete_many(digests)
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        deleted = self._far.delete_many(digests, unused_for=unused_for)
         self._near.delete_many(digests)
         return deleted
 
-    def list_aged(self, after: Digest = b"", limit: int = 1000, *, chunks: bool = False) -> Sequence[Aged]:
-        return self._far.list_aged(after, limit, chunks=chunks)
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        return self._far.list_with_ages(after, limit)
+
+    def list_chunks_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        return self._far.list_chunks_with_ages(after, limit)
+
+    def delete_chunks(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        return self._far.delete_chunks(digests, unused_for=unused_for)
 
     def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
         return self._far.freshen(digests)
-
-    def delete_aged(self, aged: Sequence[Aged]) -> int:
-        deleted = self._far.delete_aged(aged)
-        keep_near(lambda: self._near.delete_many([one.digest for one in aged]))
-        return deleted
 
 
 def open_combined(address: Address) -> CombinedBlobService:

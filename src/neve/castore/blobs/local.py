@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from neve.castore.ages import refuse_ages
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk, too_long
 from neve.castore.blobs.bundle import Answer
 from neve.castore.blobs.chunks import BytesReader, ChunkedReader, decode_chunk_list
@@ -277,7 +278,8 @@ class LocalBlobService(BlobService):
             result.extend(digest for digest, location in page if location.tag != CHUNK)
         return result[:limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         return self._store.delete_many(BLOBS, [check_digest(d) for d in digests])
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from neve.castore.ages import Aged, Stamps
+from neve.castore.ages import Aged, Uses
 from neve.castore.blobs.base import BlobReader, BlobService, BlobWriter
 from neve.castore.blobs.chunks import BytesReader
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest
@@ -18,11 +18,10 @@ class MemoryBlobService(BlobService):
     """Holds every blob whole, for as long as it lives."""
 
     looks_up_at_once = True
-    tells_ages = True
 
     def __init__(self) -> None:
         self._blobs: dict[Digest, bytes] = {EMPTY_BLOB: b""}
-        self._stamps = Stamps()
+        self._uses = Uses()
         self._put: set[Digest] = set()
         self._lock = threading.Lock()
 
@@ -32,7 +31,7 @@ class MemoryBlobService(BlobService):
     def missing(self, digests: Sequence[Digest]) -> list[Digest]:
         with self._lock:
             absent = [digest for digest in digests if check_digest(digest) not in self._blobs]
-            self._stamps.freshen(self._put.intersection(digests))
+            self._uses.note(self._put.intersection(digests))
         return absent
 
     def open_read(self, digest: Digest) -> BlobReader | None:
@@ -48,27 +47,18 @@ class MemoryBlobService(BlobService):
         start = bisect_right(digests, after)
         return digests[start : start + limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
         wanted = {check_digest(digest) for digest in digests}
         with self._lock:
-            there = self._put & wanted
+            there = self._uses.old(self._put & wanted, unused_for)
             self._put -= there
-            self._stamps.forget(there)
+            self._uses.forget(there)
             for digest in there - {EMPTY_BLOB}:
                 del self._blobs[digest]
         return len(there)
 
-    def list_aged(self, after: Digest = b"", limit: int = 1000, *, chunks: bool = False) -> Sequence[Aged]:
-        return [] if chunks else self._stamps.aged(self.list(after, limit))
-
-    def delete_aged(self, aged: Sequence[Aged]) -> int:
-        with self._lock:
-            gone = self._put.intersection(self._stamps.unchanged(aged))
-            self._put -= gone
-            self._stamps.forget(gone)
-            for digest in gone:
-                del self._blobs[digest]
-        return len(gone)
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        return self._uses.aged(self.list(after, limit))
 
     def add(self, contents: bytes) -> Digest:
         digest = b3_digest(contents)
@@ -76,7 +66,7 @@ class MemoryBlobService(BlobService):
             self._blobs[digest] = contents
             if contents:
                 self._put.add(digest)
-                self._stamps.freshen([digest])
+                self._uses.note([digest])
         return digest
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-from neve.castore.ages import Aged
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits, LeavesToRoot
 from neve.castore.digest import Digest, check_digest, format_digest
 from neve.castore.directory import Directory
@@ -60,13 +59,15 @@ class DirectoryService(ABC):
     Failures are errors of ``neve.errors``; None means "not there".
     """
 
-    tells_ages = False
-    """Whether it tells the ages of its objects and keeps them fresh, as ``neve.castore.ages`` says: then
-    ``list_aged``, ``freshen`` and ``delete_aged`` work, and it can be collected while others write to it.
-    Reading a Directory does not freshen it."""
-
     looks_up_children = True
-    """Whether each Directory of a closure can be had by its own digest, and not only the roots."""
+    """Whether each Directory of a closure is found by its own digest, and not only by who has asked for the
+    root before."""
+
+    @property
+    def tells_ages(self) -> bool:
+        """Whether it tells the ages of its objects, as ``neve.castore.ages`` says: then it can be collected
+        while others write to it."""
+        return type(self).list_with_ages is not DirectoryService.list_with_ages
 
     @abstractmethod
     def get(self, digest: Digest) -> Directory | None:
@@ -144,25 +145,23 @@ class DirectoryService(ABC):
         """Up to ``limit`` digests greater than ``after``, ascending. May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot list Directories")
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
-        """Deletes Directories; returns how many were there. May be ``Unsupported``."""
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        """Deletes Directories; returns how many were there. May be ``Unsupported``.
+
+        With ``unused_for`` only those go that were not used in the last so many seconds.
+        """
         raise Unsupported(f"{type(self).__name__} cannot delete Directories")
 
-    def list_aged(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
-        """Up to ``limit`` objects above ``after`` with their ages, ascending. May be ``Unsupported``."""
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[tuple[Digest, float]]:
+        """What ``list`` gives, and how many seconds ago each was used; it may be up to ``ages.SLACK`` less.
+        May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot tell the ages of Directories")
 
     def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
-        """Those that are missing, in order; the others stay for now. Where nothing but the roots of closures
-        is an object, another Directory is nothing by itself, and neither missing nor freshened."""
+        """Uses Directories: gives those that are missing, in order; the others stay for now. Where only the
+        roots of closures are objects, others are neither missing nor used."""
         found = self.get_many(digests)
         return [digest for digest in digests if digest not in found]
-
-    def delete_aged(self, aged: Sequence[Aged]) -> int:
-        """Deletes what ``list_aged`` gave, but for what was stored or freshened since. Returns how many went.
-        A service that cannot do this in one step takes as little time in between as it can. May be
-        ``Unsupported``."""
-        raise Unsupported(f"{type(self).__name__} cannot delete Directories by their ages")
 
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""

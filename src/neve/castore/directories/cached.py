@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from neve.castore.absences import Absences, absences_of
-from neve.castore.ages import Aged
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, check_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService
@@ -33,8 +32,11 @@ class CachedDirectoryService(DirectoryService):
         self._near = near
         self._far = far
         self._absences = Absences(None) if absences is None else absences
-        self.tells_ages = far.tells_ages
         self.looks_up_children = far.looks_up_children
+
+    @property
+    def tells_ages(self) -> bool:
+        return self._far.tells_ages
 
     def get(self, digest: Digest) -> Directory | None:
         return self.get_many([digest]).get(digest)
@@ -113,21 +115,16 @@ class CachedDirectoryService(DirectoryService):
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return self._far.list(after, limit)
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
-        deleted = self._far.delete_many(digests)
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        deleted = self._far.delete_many(digests, unused_for=unused_for)
         self._near.delete_many(digests)
         return deleted
 
-    def list_aged(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
-        return self._far.list_aged(after, limit)
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[tuple[Digest, float]]:
+        return self._far.list_with_ages(after, limit)
 
     def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
         return self._far.freshen(digests)
-
-    def delete_aged(self, aged: Sequence[Aged]) -> int:
-        deleted = self._far.delete_aged(aged)
-        keep_near(lambda: self._near.delete_many([one.digest for one in aged]))
-        return deleted
 
     def close(self) -> None:
         with contextlib.ExitStack() as closing:

@@ -6,7 +6,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from neve.castore.ages import Aged, Stamps
+from neve.castore.ages import Uses
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, check_digest
 from neve.castore.directories.base import CheckingPutter, DirectoryPutter, DirectoryService
@@ -17,11 +17,9 @@ from neve.registry import Address
 class MemoryDirectoryService(DirectoryService):
     """Holds every Directory for as long as it lives."""
 
-    tells_ages = True
-
     def __init__(self) -> None:
         self._directories: dict[Digest, bytes] = {}
-        self._stamps = Stamps()
+        self._uses = Uses()
         self._lock = threading.Lock()
 
     def get(self, digest: Digest) -> Directory | None:
@@ -41,7 +39,7 @@ class MemoryDirectoryService(DirectoryService):
     def add(self, encoded: dict[Digest, bytes]) -> None:
         with self._lock:
             self._directories.update(encoded)
-            self._stamps.freshen(encoded)
+            self._uses.note(encoded)
 
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         with self._lock:
@@ -49,26 +47,21 @@ class MemoryDirectoryService(DirectoryService):
         start = bisect_right(digests, after)
         return digests[start : start + limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
         wanted = {check_digest(digest) for digest in digests}
         with self._lock:
-            self._stamps.forget(wanted)
-            return sum(self._directories.pop(digest, None) is not None for digest in wanted)
+            going = self._uses.old(wanted, unused_for)
+            self._uses.forget(going)
+            return sum(self._directories.pop(digest, None) is not None for digest in going)
 
-    def list_aged(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
-        return self._stamps.aged(self.list(after, limit))
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[tuple[Digest, float]]:
+        return [(one.digest, one.age) for one in self._uses.aged(self.list(after, limit))]
 
     def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
         with self._lock:
             absent = [digest for digest in digests if check_digest(digest) not in self._directories]
-            self._stamps.freshen(set(digests).difference(absent))
+            self._uses.note(set(digests).difference(absent))
         return absent
-
-    def delete_aged(self, aged: Sequence[Aged]) -> int:
-        with self._lock:
-            gone = self._stamps.unchanged(aged)
-            self._stamps.forget(gone)
-            return sum(self._directories.pop(digest, None) is not None for digest in gone)
 
 
 class _Putter(CheckingPutter):

@@ -22,7 +22,7 @@ from neve.packstore.compaction import compact
 from neve.packstore.survey import survey
 from neve.store.gc.digest_set import DigestSet
 from neve.store.gc.mark import Marker
-from neve.store.gc.parts import PAGE, Part, Parts
+from neve.store.gc.parts import PAGE, Item, Part, Parts
 from neve.store.gc.paths import Paths, check_there
 from neve.store.gc.report import GcReport
 from neve.store.gc.rules import Rules
@@ -80,7 +80,8 @@ class _Run:
             marked = self.marker
             report.directories_dropped = self._sweep(self._parts.directories, marked.directories)
             report.blobs_dropped = self._sweep(self._parts.blobs, marked.contents)
-            self._mark_chunks_of(self._parts.blobs.late())
+            for chunks in self._chunks_of(self._parts.blobs.late()):
+                marked.mark_contents(chunks)
             report.chunks_dropped = self._sweep(self._parts.chunks, marked.contents)
         report.missing = self.marker.missing
         with span("gc.compact"):
@@ -107,9 +108,11 @@ class _Run:
                 "what is needed, and nothing was dropped: do these services belong together? Run neve verify"
             )
         reached = self.marker.count
-        for directories in self._parts.directories.fresh():
-            for some in _portions(directories):
-                self._mark_directories(some)
+        # Else all would become fresh again, by being looked at; then each has to be fresh by itself.
+        if not (self._parts.directories.reads_freshen and self._services.directories.looks_up_children):
+            for directories in self._parts.directories.fresh():
+                for some in _portions(directories):
+                    self._mark_directories(some)
         self._report.fresh = self.marker.count - reached
         # Some of it is about to be stored, and nothing is missing where it is not there yet.
         self.marker.missing = 0
@@ -165,7 +168,8 @@ class _Run:
             paths.closure({*paths.references}.difference(condemned) | fresh, kept)
             gone = [digest for digest in condemned if digest not in kept]
             for some in _portions(gone):
-                service.delete_many(some)
+                # Of an embedded store all is told to be fresh by now.
+                part.delete(some) if part.reads_freshen else service.delete_many(some)
                 self._progress.advance(0)
         for page in self._path_infos():
             self._mark_nodes(page)
@@ -176,28 +180,26 @@ class _Run:
         count = 0
         for page in part.pages():
             unmarked = [one for one in page if one.digest not in marked]
-            old = part.old(unmarked)
-            going = {one.digest for one in old}
+            going = {one.digest for one in unmarked if one.is_old}
             self._report.fresh += len(unmarked) - len(going)
-            self._mark_chunks(one.digest for one in page if one.is_list and one.digest not in going)
-            count += len(old) if self._rules.dry_run else part.delete(old)
+            self._mark_chunks([one for one in page if one.in_chunks is not False and one.digest not in going])
+            count += len(going) if self._rules.dry_run else part.delete(sorted(going))
             self._progress.advance(len(page))
         return count
 
-    def _mark_chunks(self, lists: Iterable[Digest]) -> None:
+    def _mark_chunks(self, blobs: Sequence[Item]) -> None:
         """Marks the chunks of blobs that stay."""
-        for digest in lists:
-            chunks = self._services.blobs.stored_chunks(digest)
-            if not chunks:
+        for blob, chunks in zip(blobs, self._chunks_of([one.digest for one in blobs]), strict=True):
+            if blob.in_chunks and not chunks:
                 raise Corrupt(
-                    f"the chunks of blob {format_digest(digest)} cannot be told; they may be needed"
+                    f"the chunks of blob {format_digest(blob.digest)} cannot be told; they may be needed"
                 )
-            self.marker.mark_contents(chunk.digest for chunk in chunks)
+            self.marker.mark_contents(chunks)
 
-    def _mark_chunks_of(self, blobs: Iterable[Digest]) -> None:
-        """The same for blobs that may be stored in one piece, or not be there."""
-        for digest in blobs:
-            self.marker.mark_contents(chunk.digest for chunk in self._services.blobs.stored_chunks(digest))
+    def _chunks_of(self, blobs: Iterable[Digest]) -> Iterator[Sequence[Digest]]:
+        """Of each blob; of one that is in one piece, or not there, none."""
+        stored_chunks = self._services.blobs.stored_chunks
+        return ([chunk.digest for chunk in stored_chunks(blob)] for blob in blobs)
 
     def _give_back(self) -> None:
         """Rewrites the packs of the embedded stores among the parts."""

@@ -13,8 +13,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from typing import Any, NamedTuple, Protocol
 
-from neve.castore.ages import MIN_GRACE, Aged
+from neve.castore.ages import SLACK
 from neve.castore.blobs.base import BlobService
 from neve.castore.blobs.local import LocalBlobService
 from neve.castore.blobs.local_write import BLOBS, CHUNK, LIST
@@ -26,7 +27,7 @@ from neve.packstore.gate import collection_lock
 from neve.packstore.index_writer import IndexWriter
 from neve.packstore.notes import NotesReader
 from neve.packstore.reserve import reserve_at_hand
-from neve.packstore.store import PackStore, Table, TableTransaction
+from neve.packstore.store import PackStore, Table
 from neve.store.gc.rules import Rules
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.local import PATH_INFOS, LocalPathInfoService
@@ -35,14 +36,34 @@ from neve.telemetry import LOGGER
 PAGE = 1000
 """Objects in a page of a listing, and in one deletion: what buckets and databases like."""
 
-ListPage = Callable[[bytes, int], Sequence[Aged]]
+ListPage = Callable[[bytes, int], Sequence[tuple[Any, ...]]]
+"""A page of a listing with ages: digest, age, and of blobs whether it is known to be in one piece."""
+
+
+class Delete(Protocol):
+    """``delete_many`` of a service that tells ages."""
+
+    def __call__(self, digests: Sequence[bytes], *, unused_for: float | None) -> int: ...
+
+
+class Item(NamedTuple):
+    """An object in a part."""
+
+    digest: bytes
+    is_old: bool
+    """It is not fresh."""
+    in_chunks: bool | None
+    """Whether it is a blob that is stored in chunks; None: that is not known."""
 
 
 class Part(ABC):
     """One kind of objects in one service, for the time of a collection."""
 
+    reads_freshen = False
+    """Whether looking at an object may make it fresh for others, too."""
+
     @abstractmethod
-    def pages(self) -> Iterator[Sequence[Aged]]:
+    def pages(self) -> Iterator[Sequence[Item]]:
         """All of its objects, a page at a time."""
 
     @abstractmethod
@@ -55,44 +76,45 @@ class Part(ABC):
         chunks fresh."""
         return frozenset()
 
-    @abstractmethod
-    def old(self, page: Sequence[Aged]) -> list[Aged]:
-        """Those of a page that are not fresh."""
-
     def undisturbed(self) -> contextlib.AbstractContextManager[None]:
         """Within the block nothing more becomes fresh, where that can be had."""
         return contextlib.nullcontext()
 
     @abstractmethod
-    def delete(self, old: Sequence[Aged]) -> int:
+    def delete(self, digests: Sequence[bytes]) -> int:
         """Deletes objects that have not become fresh meanwhile; returns how many."""
 
 
 class AgedPart(Part):
-    """Of a service that tells ages. What is younger than ``cutoff`` (seconds since 1970) is fresh."""
+    """Of a service that tells ages. ``grace``: for so many seconds, back from now, what was used is fresh."""
 
-    def __init__(
-        self, list_page: ListPage, delete: Callable[[Sequence[Aged]], int] | None, cutoff: float
-    ) -> None:
+    reads_freshen = True
+
+    def __init__(self, list_page: ListPage, delete: Delete, grace: float) -> None:
         self._list_page = list_page
         self._delete = delete
-        self._cutoff = cutoff
+        self._grace = grace
+        self._began = time.monotonic()
 
-    def pages(self) -> Iterator[Sequence[Aged]]:
+    def _unused_for(self) -> float:
+        """What counts is the age at the beginning: what was registered later was not marked."""
+        return self._grace + time.monotonic() - self._began
+
+    def pages(self) -> Iterator[Sequence[Item]]:
         after = b""
-        while page := self._list_page(after, PAGE):
-            yield page
-            after = page[-1].digest
+        while True:
+            unused_for = self._unused_for()
+            page = self._list_page(after, PAGE)
+            if not page:
+                return
+            yield [Item(one[0], one[1] >= unused_for, None if not any(one[2:]) else False) for one in page]
+            after = page[-1][0]
 
     def fresh(self) -> Iterator[Sequence[bytes]]:
-        return ([one.digest for one in page if one.stamp >= self._cutoff] for page in self.pages())
+        return ([one.digest for one in page if not one.is_old] for page in self.pages())
 
-    def old(self, page: Sequence[Aged]) -> list[Aged]:
-        return [one for one in page if one.stamp < self._cutoff]
-
-    def delete(self, old: Sequence[Aged]) -> int:
-        assert self._delete is not None
-        return self._delete(old) if old else 0
+    def delete(self, digests: Sequence[bytes]) -> int:
+        return self._delete(digests, unused_for=self._unused_for()) if digests else 0
 
 
 class LocalUse:
@@ -119,12 +141,13 @@ class LocalPart(Part):
         self._table = table
         self._chunks = chunks
 
-    def pages(self) -> Iterator[Sequence[Aged]]:
+    def pages(self) -> Iterator[Sequence[Item]]:
         after = b""
         while page := self._use.packs.page(self._table, after, PAGE):
             after = page[-1][0]
+            noted = self._use.noted(self._table)
             yield [
-                Aged(key, 0, location.tag == LIST, location.tag == CHUNK)
+                Item(key, key not in noted, location.tag == LIST)
                 for key, location in page
                 if self._table is not BLOBS or (location.tag == CHUNK) == self._chunks
             ]
@@ -135,36 +158,28 @@ class LocalPart(Part):
     def late(self) -> AbstractSet[bytes]:
         return frozenset(self._use.noted(self._table))
 
-    def old(self, page: Sequence[Aged]) -> list[Aged]:
-        noted = self._use.noted(self._table)
-        return [one for one in page if one.digest not in noted]
-
     def undisturbed(self) -> contextlib.AbstractContextManager[None]:
         return self._use.packs.uses.sweeping()
 
-    def delete(self, old: Sequence[Aged]) -> int:
-        packs, table = self._use.packs, self._table
-        if not old:
+    def delete(self, digests: Sequence[bytes]) -> int:
+        if not digests:
             return 0
-
-        def contents(txn: IndexWriter) -> int:
-            # Of contents only the index forgets; see ``sweep``.
-            gone = [one.digest for one in self.old(old) if not one.is_list]
-            for digest in gone:
-                txn.delete(table.id, digest)
-            return len(gone)
-
-        def others(transaction: TableTransaction) -> int:
-            gone = [one for one in self.old(old) if one.is_list or table is not BLOBS]
-            return sum(transaction.delete(table, one.digest) for one in gone)
-
+        packs, table = self._use.packs, self._table
         with self.undisturbed():
-            count = 0
-            if table is not BLOBS or any(one.is_list for one in old):
-                count += packs.update(others)
-            if table is BLOBS:
-                count += packs.index.run(contents)
-            return count
+            noted = self._use.noted(table)
+            located = packs.find(table, [digest for digest in digests if digest not in noted])
+            # Of contents only the index forgets; see ``sweep``.
+            contents = [key for key, found in located.items() if table is BLOBS and found.tag != LIST]
+            others = [key for key in located if table is not BLOBS or located[key].tag == LIST]
+            if others:
+                packs.delete_many(table, others)
+            packs.index.run(lambda txn: _forget(txn, table.id, contents))
+            return len(located)
+
+
+def _forget(txn: IndexWriter, table: int, keys: Sequence[bytes]) -> None:
+    for key in keys:
+        txn.delete(table, key)
 
 
 class Parts:
@@ -184,24 +199,26 @@ class Parts:
         self.uses: dict[int, LocalUse] = {}
         """The embedded stores among them."""
         self._check(blobs, directories, path_infos)
-        # Whatever becomes fresh from here on is younger.
-        self._cutoff = time.time() - rules.aged_grace
+        if rules.aged_grace <= 2 * SLACK and (blobs.tells_ages or directories.tells_ages):
+            LOGGER.warning("with a grace of less than two hours nobody may be uploading now")
         aged = self._aged
         if isinstance(blobs, LocalBlobService):
             use = self._use(blobs.store)
             self.blobs: Part = LocalPart(use, BLOBS)
             self.chunks: Part = LocalPart(use, BLOBS, chunks=True)
         else:
-            self.blobs = aged(blobs.list_aged, blobs.delete_aged)
-            self.chunks = aged(lambda a, n: blobs.list_aged(a, n, chunks=True), blobs.delete_aged)
+            self.blobs = aged(blobs.list_with_ages, blobs.delete_many)
+            self.chunks = aged(blobs.list_chunks_with_ages, blobs.delete_chunks)
         if isinstance(directories, LocalDirectoryService):
             self.directories: Part = LocalPart(self._use(directories.store), DIRECTORIES)
         else:
-            self.directories = aged(directories.list_aged, directories.delete_aged)
+            self.directories = aged(directories.list_with_ages, directories.delete_many)
         if isinstance(path_infos, LocalPathInfoService):
             self.paths: Part | None = LocalPart(self._use(path_infos.store), PATH_INFOS)
         else:
-            self.paths = aged(path_infos.list_aged) if path_infos.tells_ages else None
+            self.paths = None
+            if path_infos.tells_ages:
+                self.paths = aged(path_infos.list_with_ages, path_infos.delete_many)
 
     def _check(self, blobs: BlobService, directories: DirectoryService, paths: PathInfoService) -> None:
         for what, service, local in (
@@ -221,13 +238,8 @@ class Parts:
                 "be dropped there; without --keep only what none reaches goes"
             )
 
-    def _aged(self, list_page: ListPage, delete: Callable[[Sequence[Aged]], int] | None = None) -> AgedPart:
-        if self._rules.aged_grace < MIN_GRACE:
-            LOGGER.warning(
-                "what was stored %g hours ago may go: nobody may be uploading now",
-                self._rules.aged_grace / 3600,
-            )
-        return AgedPart(list_page, delete, self._cutoff)
+    def _aged(self, list_page: ListPage, delete: Delete) -> AgedPart:
+        return AgedPart(list_page, delete, self._rules.aged_grace)
 
     def _use(self, packs: PackStore) -> LocalUse:
         if id(packs) not in self.uses:

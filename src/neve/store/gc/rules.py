@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neve.castore.ages import MIN_GRACE
+from neve.castore.ages import DEFAULT_GRACE as AGED_GRACE
 from neve.errors import InvalidRequest
 from neve.nix.store_path import StorePath
 from neve.packstore.notes import MAX_LASTING
 
 DEFAULT_GRACE = 6 * 3600.0
 """Seconds for which a client of a server can count on an answer: an upload of one path takes less. Where
-those who write know nothing of each other it is ``MIN_GRACE``."""
+those who write know nothing of each other it is that of ``ages``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Rules:
     @property
     def aged_grace(self) -> float:
         """Of a bucket or a database, see ``neve.castore.ages``."""
-        return MIN_GRACE if self.grace is None else self.grace
+        return AGED_GRACE if self.grace is None else self.grace
 
     @property
     def drops_paths(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from neve.castore.ages import Aged
 from neve.errors import (
     Corrupt,
     InvalidRequest,
@@ -44,8 +43,10 @@ class PathInfoService(ABC):
     may_fetch = False
     """Whether ``get`` may take minutes, because contents have to be fetched first."""
 
-    tells_ages = False
-    """Whether ``list_aged`` tells when each path info was put last; what is read is not freshened."""
+    @property
+    def tells_ages(self) -> bool:
+        """Whether it tells when path infos were put or asked for, as ``neve.castore.ages`` says."""
+        return type(self).list_with_ages is not PathInfoService.list_with_ages
 
     @abstractmethod
     def get(self, digest: bytes) -> PathInfo | None:
@@ -98,13 +99,16 @@ class PathInfoService(ABC):
             yield from page
             after = page[-1].digest
 
-    def list_aged(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[Aged]:
-        """The digests of what ``list`` gives, and when each was put last, changed or not. May be
-        ``Unsupported``."""
+    def list_with_ages(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[tuple[bytes, float]]:
+        """The digests of what ``list`` gives, and how many seconds ago each was put, or told to be there; it
+        may be up to ``ages.SLACK`` less. May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot tell the ages of path infos")
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
-        """Deletes path infos; returns how many were there. May be ``Unsupported``."""
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
+        """Deletes path infos; returns how many were there. May be ``Unsupported``.
+
+        With ``unused_for`` only those go that were not put, nor told to be there, in so many seconds.
+        """
         raise Unsupported(f"{type(self).__name__} cannot delete path infos")
 
     def add_signatures(self, digest: bytes, signatures: Sequence[Signature]) -> PathInfo:

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from neve.castore.absences import Absences, absences_of
-from neve.castore.ages import Aged
 from neve.errors import Conflict, Corrupt, NeveError
 from neve.nix.store_path import StorePath
 from neve.registry import Address
@@ -36,7 +35,10 @@ class CachedPathInfoService(PathInfoService):
         self._gets: SingleFlight[bytes, PathInfo | None] = SingleFlight()
         self._descriptions: SingleFlight[bytes, PathInfo | PathDescription | None] = SingleFlight()
         self.may_fetch = near.may_fetch or far.may_fetch
-        self.tells_ages = self._listed.tells_ages
+
+    @property
+    def tells_ages(self) -> bool:
+        return self._listed.tells_ages
 
     def get(self, digest: bytes) -> PathInfo | None:
         check_path_digest(digest)
@@ -123,13 +125,13 @@ class CachedPathInfoService(PathInfoService):
     def __iter__(self) -> Iterator[PathInfo]:
         return iter(self._listed)
 
-    def list_aged(self, after: bytes = b"", limit: int = 1000) -> Sequence[Aged]:
-        return self._listed.list_aged(after, limit)
+    def list_with_ages(self, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, float]]:
+        return self._listed.list_with_ages(after, limit)
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
         if self._far.only_read:
-            return self._near.delete_many(digests)
-        deleted = self._far.delete_many(digests)
+            return self._near.delete_many(digests, unused_for=unused_for)
+        deleted = self._far.delete_many(digests, unused_for=unused_for)
         self._near.delete_many(digests)
         return deleted
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import TypeVar
 
+from neve.castore.ages import refuse_ages
 from neve.errors import Conflict, Corrupt, LimitExceeded, NeveError, NotFound
 from neve.nix import base32
 from neve.nix.store_path import StorePath
@@ -103,7 +104,8 @@ class LocalPathInfoService(PathInfoService):
             after = page[-1][0]
         return sorted(found.items(), key=itemgetter(0))
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         for digest in digests:
             check_path_digest(digest)
 

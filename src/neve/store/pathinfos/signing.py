@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from neve.castore.ages import Aged
 from neve.castore.node import Node
 from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unavailable
 from neve.nix.signing import SecretKey, Signature
@@ -34,7 +33,10 @@ class SigningPathInfoService(PathInfoService):
         self._calculation = calculation
         self.only_read = inner.only_read
         self.may_fetch = inner.may_fetch
-        self.tells_ages = inner.tells_ages
+
+    @property
+    def tells_ages(self) -> bool:
+        return self._inner.tells_ages
 
     def get(self, digest: bytes) -> PathInfo | None:
         return self._inner.get(digest)
@@ -82,11 +84,11 @@ class SigningPathInfoService(PathInfoService):
     def __iter__(self) -> Iterator[PathInfo]:
         return iter(self._inner)
 
-    def list_aged(self, after: bytes = b"", limit: int = 1000) -> Sequence[Aged]:
-        return self._inner.list_aged(after, limit)
+    def list_with_ages(self, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, float]]:
+        return self._inner.list_with_ages(after, limit)
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
-        return self._inner.delete_many(digests)
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
+        return self._inner.delete_many(digests, unused_for=unused_for)
 
     def add_signatures(self, digest: bytes, signatures: Sequence[Signature]) -> PathInfo:
         return self._inner.add_signatures(digest, signatures)
