@@ -12,6 +12,7 @@ import pytest
 
 import neve
 from neve.castore.ages import DEFAULT_GRACE
+from neve.castore.blobs.base import BlobReader
 from neve.castore.blobs.memory import MemoryBlobService
 from neve.castore.digest import Digest, b3_digest
 from neve.castore.directories.memory import MemoryDirectoryService
@@ -21,10 +22,12 @@ from neve.errors import Corrupt, InvalidRequest, NotFound, Unavailable, Unsuppor
 from neve.library import Store
 from neve.packstore.check import pack_bytes
 from neve.packstore.gate import collection_lock
+from neve.store.check import verify_store
 from neve.store.gc import mixed
 from neve.store.gc.parts import LocalPart
 from neve.store.gc.report import GcReport
 from neve.store.importer import ImportOptions
+from neve.store.mirror.run import mirror
 from neve.store.nar_nodes import MemoryNarNodes
 from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pathinfos.base import PathInfoService
@@ -367,3 +370,46 @@ def test_chunks_that_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_grace_that_is_too_long(mix: Mix) -> None:
     with mix.anew() as store, pytest.raises(InvalidRequest, match="a grace of"):
         collect(store, grace=10**9)
+
+
+# The other cares.
+
+
+def test_mirrors_and_verifications(mix: Mix, tmp_path: Path) -> None:
+    """From there to an embedded store and back. Nothing stays because it was verified."""
+    infos = imported(mix, tmp_path / "trees", [0, 1])
+    back = Mix(mix.kind, tmp_path / "back")
+    with mix.anew() as store, neve.open(f"local://{tmp_path}/near") as near, back.anew() as other:
+        assert mirror(store.services, near.services).copied == 2
+        assert mirror(near.services, other.services).copied == 2
+        assert mirror(near.services, other.services).copied == 0
+        for one in (store, near, other):
+            assert paths(one) == {info.store_path for info in infos}
+            check(one)
+        assert contents(store) == contents(other)
+    if mix.is_local:
+        return
+    back.age()
+    with back.anew() as store:
+        check(store)
+        ages = [one.age for one in store.blobs.list_with_ages(limit=10_000)]
+        assert min(ages) >= DEFAULT_GRACE
+
+
+def test_a_verification_reads_a_blob_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = Mix("memory", tmp_path / "stores")
+    imported(mix, tmp_path / "trees", [0, 1, 2])
+    read: list[Digest] = []
+    real = MemoryBlobService.open_read
+
+    def counted(service: MemoryBlobService, digest: Digest) -> BlobReader | None:
+        read.append(digest)
+        return real(service, digest)
+
+    with mix.anew() as store:
+        monkeypatch.setattr(MemoryBlobService, "open_read", counted)
+        assert verify_store(store.services).problems == []
+        assert len(read) == len(set(read)) == len(store.blobs.list(limit=10_000))
+        store.blobs.delete_many([read[0]])
+        (problem,) = verify_store(store.services).problems
+        assert "is missing; breaks /nix/store/" in problem
