@@ -215,6 +215,29 @@ def test_what_is_fresh_stays(mix: Mix, tmp_path: Path) -> None:
         check(store)
 
 
+@pytest.mark.parametrize("dropping", [False, True])
+def test_a_path_that_is_put_during_a_collection_stays_whole(
+    mix: Mix, tmp_path: Path, dropping: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tree was registered once, and whoever puts it anew has asked for nothing of it."""
+    infos = imported(mix, tmp_path / "trees", [0, 1, 2])
+    with mix.anew() as store:
+        store.path_infos.delete_many([infos[0].digest])
+    real = mixed._Run._mark
+    with mix.anew() as store, mix.anew() as other:
+
+        def then(run: mixed._Run) -> list[bytes]:
+            result = real(run)
+            elsewhere(lambda: other.path_infos.put(infos[0]))
+            return result
+
+        monkeypatch.setattr(mixed._Run, "_mark", then)
+        collect(store, **({"keep": [infos[1].store_path]} if dropping else {}))
+        assert infos[0].store_path in paths(store)
+        assert (infos[2].store_path in paths(store)) == (not dropping)
+        check(store)
+
+
 def tree_asked_for(store: Store, node: DirectoryNode) -> bool:
     from neve.castore.traverse import is_whole
 

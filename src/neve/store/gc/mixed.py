@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
+from neve.castore.at_once import CallsAtOnce
 from neve.castore.digest import Digest, format_digest
 from neve.castore.node import DirectoryNode
 from neve.errors import Corrupt, NeveError, NotFound, Unsupported
@@ -30,6 +31,9 @@ from neve.store.path_info import PathInfo
 from neve.store.services import Services
 from neve.telemetry import NO_PROGRESS, Progress, span
 
+_AHEAD = 4
+"""Closures that are asked for at once, where each comes as a whole."""
+
 
 def collect_mixed(services: Services, rules: Rules, progress: Progress = NO_PROGRESS) -> GcReport:
     """Like ``collect_garbage``. Raises ``Unsupported`` for services or rules with which it cannot be done."""
@@ -41,7 +45,7 @@ def collect_mixed(services: Services, rules: Rules, progress: Progress = NO_PROG
     with contextlib.ExitStack() as held:
         parts = Parts(services.blobs, services.directories, services.path_infos, rules, held)
         run = _Run(services, parts, rules, progress, _spool_folder(parts))
-        with contextlib.closing(run.marker):
+        with contextlib.closing(run):
             return run.run()
 
 
@@ -62,7 +66,12 @@ class _Run:
         self._rules = rules
         self._progress = progress
         self.marker = Marker(self._directories, folder=folder)
+        self._calls = CallsAtOnce()
         self._report = GcReport(dry_run=rules.dry_run)
+
+    def close(self) -> None:
+        self._calls.close()
+        self.marker.close()
 
     def run(self) -> GcReport:
         report, packs = self._report, [use.packs for use in self._parts.uses.values()]
@@ -76,6 +85,10 @@ class _Run:
             self._progress.start(None)
             if dropped and not self._rules.dry_run:
                 dropped = self._drop_paths(dropped)
+            if not self._rules.dry_run:
+                # Whoever has put one meanwhile need not have asked for all that it needs.
+                for page in self._path_infos():
+                    self._mark_nodes(page)
             report.paths_dropped = len(dropped)
             marked = self.marker
             report.directories_dropped = self._sweep(self._parts.directories, marked.directories)
@@ -145,7 +158,11 @@ class _Run:
         if self._services.directories.looks_up_children:
             self.marker.mark_directories(digests, self._progress)
             return
-        for digest in digests:
+        digests = [digest for digest in digests if digest not in self.marker.directories]
+        for number, digest in enumerate(digests):
+            if number % _AHEAD == 0:
+                for following in digests[number : number + _AHEAD]:
+                    self._services.directories.read_ahead(following)
             self._progress.advance(0)
             encoded = self._services.directories.get_recursive_encoded(digest)
             self.marker.mark_closure(digest, encoded)
@@ -171,8 +188,6 @@ class _Run:
                 # Of an embedded store all is told to be fresh by now.
                 part.delete(some) if part.reads_freshen else service.delete_many(some)
                 self._progress.advance(0)
-        for page in self._path_infos():
-            self._mark_nodes(page)
         return gone
 
     def _sweep(self, part: Part, marked: DigestSet) -> int:
@@ -198,8 +213,9 @@ class _Run:
 
     def _chunks_of(self, blobs: Iterable[Digest]) -> Iterator[Sequence[Digest]]:
         """Of each blob; of one that is in one piece, or not there, none."""
-        stored_chunks = self._services.blobs.stored_chunks
-        return ([chunk.digest for chunk in stored_chunks(blob)] for blob in blobs)
+        blobs_service = self._services.blobs
+        for chunks in self._calls.map(blobs_service.stored_chunks, blobs):
+            yield [chunk.digest for chunk in chunks]
 
     def _give_back(self) -> None:
         """Rewrites the packs of the embedded stores among the parts."""
