@@ -181,9 +181,10 @@ def test_after_a_rebuild_no_name_of_a_pack_is_used_again(folder: Path) -> None:
     check(folder, expected)
 
 
-def test_many_batches_and_packs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", ["_REMOVE_EVERY", "_HELD_PACKS"])
+def test_many_batches_and_packs(folder: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     monkeypatch.setattr(moving, "_BATCH_RECORDS", 37)
-    monkeypatch.setattr(compaction, "_REMOVE_EVERY", 300_000)
+    monkeypatch.setattr(compaction, bound, 300_000 if bound == "_REMOVE_EVERY" else 2)
     monkeypatch.setattr("neve.packstore.appender.PACK_LIMIT", 200_000)
     expected = half_dead(folder)
     assert len(pack_paths(folder)) > 4

@@ -24,7 +24,7 @@ def make_reserve(store: Path, *, at_any_cost: bool = False) -> None:
     """Makes it, if it is not there and there is room. Nobody counts on it."""
     path = store / RESERVE_FILE
     with contextlib.suppress(OSError):
-        if path.exists() or not (at_any_cost or _free(store) > _PLENTY * RESERVE_BYTES):
+        if path.exists() or not (at_any_cost or free_bytes(store) > _PLENTY * RESERVE_BYTES):
             return
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -40,7 +40,7 @@ def reserve_at_hand(store: Path) -> Iterator[None]:
     """Within the block the room of the reserve can be had, if there is little else. After it, it is there."""
     path, given_up = store / RESERVE_FILE, False
     with contextlib.suppress(OSError):
-        if _free(store) < RESERVE_BYTES and path.exists():
+        if free_bytes(store) < RESERVE_BYTES and path.exists():
             path.unlink()
             given_up = True
     try:
@@ -49,6 +49,10 @@ def reserve_at_hand(store: Path) -> Iterator[None]:
         make_reserve(store, at_any_cost=given_up)
 
 
-def _free(store: Path) -> int:
-    found = os.statvfs(store)
+def free_bytes(store: Path) -> int:
+    """What is left of the disk that a store is on; 0 if that is not known."""
+    try:
+        found = os.statvfs(store)
+    except OSError:
+        return 0
     return found.f_bavail * found.f_frsize
