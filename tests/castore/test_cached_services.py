@@ -112,7 +112,9 @@ class Forgetful(MemoryBlobService):
 
 
 class CountingFar(MemoryBlobService):
-    """Notes what it is asked."""
+    """Notes what it is asked. Like a server, it tells no ages."""
+
+    tells_ages = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,6 +265,28 @@ def test_many_are_looked_for_near_and_the_rest_far() -> None:
     far.asked.clear()
     assert service.missing([*digests, b3_digest(b"absent")]) == [b3_digest(b"absent")]
     assert far.asked == [b3_digest(b"absent")]
+
+
+def test_who_tells_ages_far_hears_what_is_counted_on() -> None:
+    """Else a collection far would take what near has told to be there."""
+
+    class Far(CountingFar):
+        tells_ages = True
+
+    near, far, now = MemoryBlobService(), Far(), [0.0]
+    service = CachedBlobService(near, far, absences=Absences(60, clock=lambda: now[0]))
+    (there,) = service.put_many([b"there"])
+    absent = b3_digest(b"absent")
+    far._uses.make_older(1000)
+    assert service.read(there) == b"there"
+    assert far.list_with_ages()[0].age >= 1000
+    far.asked.clear()
+    for _ in range(2):
+        assert service.missing([there, absent]) == [absent]
+    assert far.asked == [there, absent, there]
+    assert far.list_with_ages()[0].age < 1000
+    far.delete_many([there])
+    assert not service.has(there)
 
 
 def test_what_came_before_somebody_lost_interest_is_near() -> None:

@@ -136,8 +136,14 @@ class CachedBlobService(CombinedBlobService):
         return self._far.tells_ages
 
     def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        if not self.tells_ages:
+            return super().missing(digests)
         # Of what is near too, far must know that somebody counts on it.
-        return self._far.missing(digests) if self.tells_ages else super().missing(digests)
+        gone = {digest for digest in digests if digest in self._absences}
+        not_far = self._far.missing([digest for digest in digests if digest not in gone])
+        self._absences.add(not_far)
+        gone.update(not_far)
+        return [digest for digest in digests if digest in gone]
 
     def stored_chunks(self, digest: Digest) -> list[Chunk]:
         return self._far.stored_chunks(digest)
