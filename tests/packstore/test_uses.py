@@ -281,6 +281,23 @@ def test_a_server_begins_a_new_file_from_time_to_time(
     assert reader(store).news() == {1: {KEYS[0]}}
 
 
+def test_it_does_so_too_if_it_only_stores(
+    store: PackStore, lasting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And dates are not written within the transaction, but the next time somebody asks."""
+    store.uses.note(1, [KEYS[0]])
+    store.uses.note(3, [KEYS[1]], dated=True)
+    store.uses.flush()
+    monkeypatch.setattr(uses, "PERIOD", -1.0)
+    store.uses.note(1, [KEYS[2]])
+    store.uses.flush()
+    assert len(files(store)) == 2
+    assert last_used(store.index) == {}
+    monkeypatch.setattr(uses, "PERIOD", PERIOD)
+    promise(store, KEYS[3])
+    assert set(last_used(store.index)) == {KEYS[1]}
+
+
 def test_a_power_failure_makes_notes_uncertain(
     store: PackStore, lasting: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ class Uses:
         self._noted: set[Note] = set()
         self._noted_since = -1
         self._dated: set[bytes] = set()
+        self._dates_due = False
         self._pending = bytearray()
 
     def promise(
@@ -124,7 +125,8 @@ class Uses:
             return result
         if dated:
             self._note_dated(keys)
-        if self._begin_period():
+        if self._begin_period() or self._dates_due:
+            self._dates_due = False
             self._flush_dates()
         if self._all_noted(table, keys):
             return result
@@ -177,6 +179,8 @@ class Uses:
     def flush(self) -> None:
         """Writes what is to be noted; before anything of it is committed. Raises ``DiskFull``."""
         if self._pending and os.getpid() == self._pid:
+            # The dates are for later: this is within a transaction of the index.
+            self._dates_due |= self._begin_period()
             self._append(())
 
     def _all_noted(self, table: int, keys: Iterable[bytes]) -> bool:
