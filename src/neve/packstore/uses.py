@@ -164,6 +164,11 @@ class Uses:
                 self._noted.update(notes)
         return result
 
+    @property
+    def is_swept(self) -> bool:
+        """Whether a sweep is under way, for which ``promise`` waits."""
+        return bool(self._gate.signs().sweeps % 2)
+
     def note(self, table: int, keys: Iterable[bytes], *, dated: bool = False) -> None:
         """Notes keys that are about to be stored, with the next ``flush``; they stay for now once they are.
 

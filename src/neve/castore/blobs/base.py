@@ -139,8 +139,11 @@ class BlobService(ABC):
     ``LimitExceeded``, ``InvalidRequest`` (a digest of the wrong length); None means "not there".
     """
 
-    looks_up_at_once = False
-    """Whether ``missing`` only looks into memory or a mapped file: then an event loop may call it."""
+    @property
+    def looks_up_at_once(self) -> bool:
+        """Whether ``missing``, called now, only looks into memory or a mapped file: then an event loop may
+        call it."""
+        return False
 
     seals_chunk_lists = False
     """Whether what ``chunks`` gives was proven when it was stored: then chunks that match their digests make

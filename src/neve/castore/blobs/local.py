@@ -54,7 +54,6 @@ class _Window(NamedTuple):
 class LocalBlobService(BlobService):
     """Blobs of one embedded store. Owns one use of ``store``."""
 
-    looks_up_at_once = True
     seals_chunk_lists = True
 
     def __init__(self, store: PackStore) -> None:
@@ -68,6 +67,10 @@ class LocalBlobService(BlobService):
     def store(self) -> PackStore:
         """The embedded store, in which other tables may lie beside this one."""
         return self._store
+
+    @property
+    def looks_up_at_once(self) -> bool:
+        return not self._store.is_swept
 
     def has(self, digest: Digest) -> bool:
         return not self.missing([digest])

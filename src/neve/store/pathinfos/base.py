@@ -34,8 +34,11 @@ class PathInfoService(ABC):
     Failures are errors of ``neve.errors``; None means "not there".
     """
 
-    looks_up_at_once = False
-    """Whether ``version`` only looks into memory or a mapped file: then an event loop may call it."""
+    @property
+    def looks_up_at_once(self) -> bool:
+        """Whether ``version``, called now, only looks into memory or a mapped file: then an event loop may
+        call it."""
+        return False
 
     only_read = False
     """Whether this is a source of path infos and nothing else: it takes none, and cannot list them."""

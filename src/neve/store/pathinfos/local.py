@@ -33,8 +33,6 @@ _PAGE = 1000
 class LocalPathInfoService(PathInfoService):
     """Path infos of one embedded store. Owns one use of ``store``."""
 
-    looks_up_at_once = True
-
     def __init__(self, store: PackStore) -> None:
         self._store = store
         self._closed = False
@@ -43,6 +41,10 @@ class LocalPathInfoService(PathInfoService):
     def store(self) -> PackStore:
         """The embedded store, in which other tables may lie beside this one."""
         return self._store
+
+    @property
+    def looks_up_at_once(self) -> bool:
+        return not self._store.is_swept
 
     def get(self, digest: bytes) -> PathInfo | None:
         data = self._store.get(PATH_INFOS, check_path_digest(digest))
