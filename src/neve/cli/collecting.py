@@ -95,7 +95,7 @@ def gc(
 
     Without options no store path is dropped, only what none reaches. With --keep or --keep-from all paths
     are dropped but those, what is pinned (see: neve pin), and all that they refer to. The other options
-    keep more, or less, by their use.
+    keep more, or less, by their use; where services lie in several places there is only --keep.
 
     \b
     Example:
