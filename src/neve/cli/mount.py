@@ -71,7 +71,7 @@ def mount(
     manager = ServiceManager(None if background else os.environ)
 
     def serve(ready: Ready) -> None:
-        with grace(_GRACE_SECONDS), traced(otlp, "mount"), store.open() as opened:
+        with grace(_GRACE_SECONDS), traced(otlp, "mount"), store.open_for_use() as opened:
             _serve(opened, place, how, session, ready, manager)
 
     if background:

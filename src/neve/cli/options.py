@@ -34,6 +34,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 STORE_OPTIONS = ("store", "blob-service-addr", "directory-service-addr", "path-info-service-addr")
 """The options that name the store, which most commands have."""
 
+_WRITTEN = ("store.json", "lock", "index/data.mdb", "index/lock.mdb", "packs", "uses/gate", "tmp")
+"""What is written in the folder of an embedded store by whoever may; the first tells that it is one."""
+
 _STORE_VARIABLES = ("NEVE_STORE", "BLOB_SERVICE_ADDR", "DIRECTORY_SERVICE_ADDR", "PATH_INFO_SERVICE_ADDR")
 """Where they come from if the command line says nothing."""
 
@@ -54,22 +57,34 @@ class StoreOptions:
     path_info_service: str | None = None
     if_missing: str = "; name another with --store, or import something first"
 
-    @contextlib.contextmanager
-    def open(self, *, write: bool = False) -> Iterator[Store]:
+    def open(self, *, write: bool = False) -> contextlib.AbstractContextManager[Store]:
         """The opened store. Only with ``write``, an embedded store is made if it is missing; and if path
         infos come from where contents are fetched as they are asked for.
 
         After an interrupt it is not closed: that would first commit what is pending, and the end of
         the process closes it as well.
         """
-        from neve.library import open_store
+        return self._opened(str if write or self._keeps_what_it_fetches() else _read_only)
+
+    @contextlib.contextmanager
+    def open_for_use(self) -> Iterator[Store]:
+        """The same for who goes on using the paths that are found: a collection learns of that, if this
+        process may note it in an embedded store."""
+        from neve.packstore.uses import following_paths
+
+        adjusted = str if self._keeps_what_it_fetches() else _read_only_if_it_must
+        with following_paths(), self._opened(adjusted) as store:
+            yield store
+
+    def _keeps_what_it_fetches(self) -> bool:
         from neve.store.places import keeps_what_it_fetches
 
         addresses = [self.url, self.blob_service, self.directory_service, self.path_info_service]
-        write = write or any(keeps_what_it_fetches(url) for url in addresses if url)
+        return any(keeps_what_it_fetches(url) for url in addresses if url)
 
-        def adjusted(url: str) -> str:
-            return url if write else _read_only(url)
+    @contextlib.contextmanager
+    def _opened(self, adjusted: Callable[[str], str]) -> Iterator[Store]:
+        from neve.library import open_store
 
         blobs, directories, path_infos = [
             url and adjusted(url)
@@ -98,9 +113,8 @@ class StoreOptions:
 
     def exists(self) -> bool:
         """Whether there is anything: what cares for a store must not make an empty one, mistyped say."""
-        address = parse_address(self.url)
-        is_folder = address.scheme == "local" and address.path
-        return not is_folder or os.path.exists(os.path.join(address.path, "store.json"))
+        services = (self.blob_service, self.directory_service, self.path_info_service)
+        return all(_is_there(self.url if url is None else url) for url in services)
 
     def whole(self) -> str:
         """The address, for what works on a store as a whole and not on a mix of services."""
@@ -111,12 +125,28 @@ class StoreOptions:
         return self.url
 
 
+def _is_there(url: str) -> bool:
+    """Whether there is a store in the folder that an address names; of other addresses it is not known."""
+    address = parse_address(url)
+    is_folder = address.scheme == "local" and address.path
+    return not is_folder or os.path.exists(os.path.join(address.path, "store.json"))
+
+
 def _read_only(url: str) -> str:
     """The address for commands that only read: they need no permission to write, and create nothing."""
     address = parse_address(url)
     if address.scheme != "local" or not address.path or "mode" in address.parameters:
         return url
     return f"{url}{'&' if address.parameters else '?'}mode=ro"
+
+
+def _read_only_if_it_must(url: str) -> str:
+    """The address of an embedded store as it is, if it is there and this process may write its files."""
+    address = parse_address(url)
+    if address.scheme == "local" and address.path:
+        may = all(os.access(os.path.join(address.path, name), os.W_OK) for name in _WRITTEN)
+        return url if may else _read_only(url)
+    return url
 
 
 def netrc_file() -> str:
