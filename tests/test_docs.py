@@ -8,6 +8,7 @@ from pathlib import Path
 
 from neve.cli.collecting import gc
 from neve.cli.commands import cli
+from neve.cli.options import STORE_OPTIONS
 from neve.cli.server_options import shown_size
 from neve.fs.fuse.session import MAX_READ_BYTES
 from neve.fs.vhost.device import DRAIN_SECONDS
@@ -59,7 +60,7 @@ def test_every_parameter_of_a_cache_is_told_with_its_default() -> None:
 
 def test_every_option_of_gc_is_told() -> None:
     text = (DOCS / "gc.md").read_text()
-    elsewhere = {"store", "blob-service-addr", "directory-service-addr", "path-info-service-addr", "json"}
+    elsewhere = {*STORE_OPTIONS, "json"}
     opts = {name.removeprefix("--") for option in gc.params for name in option.opts if name[:2] == "--"}
     assert [name for name in sorted(opts - elsewhere) if f"--{name}" not in text] == []
     assert f"(default {DEFAULT_GRACE / 3600:g} hours, at most {MAX_LASTING / 3600:g})" in text
