@@ -19,8 +19,10 @@ DEFAULT_TIMEOUT = 4.0
 
 DEFAULT_APP_PROFILE = "default"
 
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,100}", re.ASCII)
-"""Names of projects, instances, tables and families; a project may have its domain before a colon."""
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
+"""Names of instances, tables and families."""
+_PROJECT = re.compile(r"(?:[A-Za-z0-9.-]{1,100}:)?[A-Za-z0-9_.-]{1,100}", re.ASCII)
+"""A project may have its domain before a colon."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def target_of(address: Address, *more: str) -> Target:
         raise address.refuse("the instance is missing; write bigtable://instance?project_id=...")
     if address.path:
         raise address.refuse("a path has no meaning here; write bigtable://instance?project_id=...")
-    project, table, family = (
-        _name(address, name, address.required(name, name.partition("_")[0].upper())) for name in REQUIRED
-    )
+    project, table, family = (address.required(name, name.partition("_")[0].upper()) for name in REQUIRED)
+    if not _PROJECT.fullmatch(project):
+        raise address.refuse(f"project_id: {project!r} is no name of a project")
     profile = address.parameters.get("app_profile_id", DEFAULT_APP_PROFILE)
     nar_family = address.parameters.get(NAR_FAMILY)
     if nar_family is not None and _name(address, NAR_FAMILY, nar_family) == family:
@@ -72,8 +74,8 @@ def target_of(address: Address, *more: str) -> Target:
         url=address.url,
         project=project,
         instance=_name(address, "the instance", address.host),
-        table=table,
-        family=family,
+        table=_name(address, "table_name", table),
+        family=_name(address, "family_name", family),
         app_profile=_name(address, "app_profile_id", profile),
         reads_only=address.choice("is_read_only", "false", "true") == "true",
         channels=address.number("channel_size", DEFAULT_CHANNELS, most=MAX_CHANNELS),
@@ -84,5 +86,5 @@ def target_of(address: Address, *more: str) -> Target:
 
 def _name(address: Address, what: str, name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise address.refuse(f"{what}: {name!r} is no name of letters, digits and _ . : -")
+        raise address.refuse(f"{what}: {name!r} is no name of letters, digits and _ . -")
     return name
