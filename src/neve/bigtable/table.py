@@ -34,7 +34,7 @@ from neve.telemetry import LOGGER
 FRESH_SECONDS = 3600
 """How much older than it is told to be a row's last use may be."""
 
-MAX_PARALLEL = 16
+_PARALLEL = 16
 """Changes with a condition on the way at once, each of which is one call for one row."""
 
 _KEYS_AT_ONCE = 512
@@ -48,7 +48,7 @@ class BigTable:
     def __init__(self, target: Target, client: Client | None = None) -> None:
         self.target = target
         self._client = Client.open(target) if client is None else client
-        self._pool = ThreadPoolExecutor(MAX_PARALLEL, thread_name_prefix="neve-bigtable")
+        self._pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="neve-bigtable")
         self._is_closed = False
 
     def close(self) -> None:
