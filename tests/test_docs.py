@@ -6,6 +6,8 @@ import dataclasses
 import re
 from pathlib import Path
 
+from neve.bigtable import address as bigtable
+from neve.bigtable.messages import MAX_CELL_BYTES
 from neve.cli.collecting import gc
 from neve.cli.commands import cli
 from neve.cli.options import STORE_OPTIONS
@@ -21,6 +23,7 @@ from neve.store.composition import BLOBS, DIRECTORIES, KINDS, PATH_INFOS, parse
 from neve.store.composition.file import MAX_FILE_BYTES, MAX_LEVELS
 from neve.store.composition.types import TYPES
 from neve.store.gc.rules import DEFAULT_GRACE
+from neve.store.pathinfos.bigtable import _PAGE_BYTES
 from neve.store.pathinfos.lru import DEFAULT_CAPACITY
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 from neve.store.substitute import address, http, pace
@@ -69,6 +72,19 @@ def test_every_option_of_gc_is_told() -> None:
     assert f"(default {DEFAULT_GRACE / 3600:g} hours, at most {MAX_LASTING / 3600:g})" in text
 
 
+def test_every_parameter_of_a_table_is_told_with_its_default() -> None:
+    text = (DOCS / "bigtable.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", text, re.MULTILINE))
+    assert {*rows, *bigtable.REQUIRED} == {*bigtable.PARAMETERS, bigtable.NAR_FAMILY}
+    assert "`project_id`, `table_name`, `family_name`" in text
+    assert rows["channel_size"] == str(bigtable.DEFAULT_CHANNELS)
+    assert rows["timeout"] == f"{bigtable.DEFAULT_TIMEOUT:g}"
+    assert rows["app_profile_id"] == bigtable.DEFAULT_APP_PROFILE
+    assert f"up to {bigtable.MAX_CHANNELS}" in text
+    assert f"at most {MAX_CELL_BYTES >> 20} MiB" in text
+    assert f"pages of at most {_PAGE_BYTES >> 20} MiB" in text
+
+
 def test_compositions_in_the_guide_are_such() -> None:
     text = (DOCS / "composition.md").read_text()
     examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
@@ -93,8 +109,9 @@ def test_every_type_of_a_composition_is_told_with_its_keys() -> None:
     known = {
         (kind, name): set(each.known()) - {"type"} for kind in KINDS for name, each in TYPES[kind].items()
     }
-    # The one key that only one of its kinds has is told as that.
+    # Keys that only one of the kinds has are told as that.
     told[DIRECTORIES, "objectstore"].discard("avg_chunk_size")
+    told[DIRECTORIES, "bigtable"].discard("nar_family_name")
     assert told == known
 
 

@@ -96,6 +96,12 @@ def test_what_every_kind_has(kind: str, lines: str, url: str) -> None:
             )
             for kind in (DIRECTORIES, PATH_INFOS)
         ),
+        (
+            PATH_INFOS,
+            'type = "bigtable"\ninstance_name = "i"\nproject_id = "p"\ntable_name = "t"\n'
+            'family_name = "f"\nnar_family_name = "n"',
+            "bigtable://i?project_id=p&table_name=t&family_name=f&nar_family_name=n",
+        ),
         (PATH_INFOS, 'type = "postgresql"\nurl = "postgresql://u@h/db"', "postgresql://u@h/db"),
     ],
 )

@@ -6,6 +6,7 @@ and written as the parameters of an address.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -192,21 +193,25 @@ _NIX = Type(
 )
 
 _BIGTABLE_PARAMETERS = _same(
-    *("project_id", "table_name", "family_name", "is_read_only", "channel_size", "timeout", "app_profile_id")
+    *("project_id", "table_name", "family_name", "is_read_only", "channel_size", "timeout", "app_profile_id"),
+    "nar_family_name",
 )
+_BIGTABLE_REQUIRED = ("instance_name", "project_id", "table_name", "family_name")
 _BIGTABLE = Type(
     lambda values: (
         f"bigtable://{quote(values['instance_name'], safe='')}{_query(values, _BIGTABLE_PARAMETERS)}"
     ),
     {
-        **dict.fromkeys(("instance_name", "project_id", "table_name", "family_name"), _text),
+        **dict.fromkeys(_BIGTABLE_REQUIRED, _text),
         "is_read_only": _flag,
         "channel_size": _whole,
         "timeout": _seconds,
         "app_profile_id": _text,
     },
-    frozenset({"instance_name", "project_id", "table_name", "family_name"}),
+    frozenset(_BIGTABLE_REQUIRED),
 )
+# The map of NARs lies beside the path infos.
+_BIGTABLE_BESIDE = dataclasses.replace(_BIGTABLE, keys={**_BIGTABLE.keys, "nar_family_name": _text})
 
 
 def _objects_address(values: Values) -> str:
@@ -228,6 +233,13 @@ _METADATA = {"bigtable": _BIGTABLE, "postgresql": _POSTGRESQL}
 TYPES: Mapping[str, Mapping[str, Type]] = {
     BLOBS: {**_ANYWHERE, "combined": _COMBINED, "objectstore": _CHUNKED_OBJECTS},
     DIRECTORIES: {**_ANYWHERE, **_METADATA, "objectstore": _OBJECTS},
-    PATH_INFOS: {**_ANYWHERE, **_METADATA, "lru": _LRU, "nix": _NIX, "keyfile-signing": _SIGNING},
+    PATH_INFOS: {
+        **_ANYWHERE,
+        **_METADATA,
+        "bigtable": _BIGTABLE_BESIDE,
+        "lru": _LRU,
+        "nix": _NIX,
+        "keyfile-signing": _SIGNING,
+    },
 }
 """The types of each kind of service, by their names."""
