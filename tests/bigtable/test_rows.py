@@ -13,6 +13,7 @@ from neve.bigtable.address import target_of
 from neve.bigtable.messages import _MAX_COMPARED, MAX_CELL_BYTES, Wanted, escaped
 from neve.bigtable.table import FRESH_SECONDS, BigTable
 from neve.castore.digest import b3_digest
+from neve.castore.directories import bigtable as directories_module
 from neve.castore.directories.bigtable import BigtableDirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.castore.directory import Directory
@@ -230,6 +231,19 @@ def test_what_is_too_long_for_a_cell(table: Table) -> None:
         with pytest.raises(LimitExceeded, match=f"are over the limit of {MAX_CELL_BYTES} bytes for a cell"):
             put()
     assert service.list() == [most.digest]
+
+
+def test_closures_of_long_directories_are_read_in_portions(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same order as any others; and put in portions too."""
+    monkeypatch.setattr(directories_module, "_PAGE_BYTES", 20_000)
+    leaves = [long_directory(4000 * number) for number in range(1, 10)]
+    closure = [*leaves, parent(*leaves)]
+    service = table.directories()
+    root = put_closure(service, closure)
+    assert list(service.get_recursive(root)) == [closure[-1], *leaves]
+    assert list(service.get_recursive_encoded(root)) == [one.encode() for one in (closure[-1], *leaves)]
 
 
 def test_long_path_infos_are_united_too(table: Table) -> None:

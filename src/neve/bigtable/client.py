@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import google.auth
@@ -122,20 +123,22 @@ class Client:
         """Rows in the order of their keys. ``request`` makes the request for what is missing after the row of
         this key, when so many have come; None: nothing is. Raises as the others, and ``Corrupt``."""
         last, count, failures = b"", 0, 0
+        reason: grpc.RpcError | None = None
         while (message := request(last, count)) is not None:
             reader = RowReader()
             call = self._call("ReadRows")(message, metadata=_routing(target), wait_for_ready=failures > 0)
             try:
                 for answer in self._answers(target, call):
                     for row in reader.feed(answer):
-                        last, count, failures = row.key, count + 1, 0
+                        last, count, failures, reason = row.key, count + 1, 0, None
                         yield row
                 reader.finish()
                 return
             except grpc.RpcError as failure:
                 failures += 1
                 if failures == _ATTEMPTS or code_of(failure) not in _PASSING:
-                    raise _error(target, "ReadRows", failure) from failure
+                    raise _error(target, "ReadRows", _telling(failure, reason)) from failure
+                reason = failure
             except (Corrupt, Unavailable) as error:
                 raise type(error)(f"{target.shown}: {error}") from error
             finally:
@@ -174,9 +177,7 @@ class Client:
                     reason = failure
                     _pause(failures)
                     continue
-                # That nobody has answered says less than why nobody could be reached before.
-                told = reason if reason is not None and _is_silence(failure) else failure
-                raise _error(target, name, told) from failure
+                raise _error(target, name, _telling(failure, reason)) from failure
 
     # How.
 
@@ -190,11 +191,20 @@ class Client:
             channel = self._channels[self._next]
         request, answer = (getattr(bigtable, f"{name}{what}").pb() for what in ("Request", "Response"))
         make = channel.unary_unary if name == "CheckAndMutateRow" else channel.unary_stream
-        return make(
-            _SERVICE + name,
-            request_serializer=request.SerializeToString,
-            response_deserializer=answer.FromString,
+        return partial(
+            self._begun,
+            make(
+                _SERVICE + name,
+                request_serializer=request.SerializeToString,
+                response_deserializer=answer.FromString,
+            ),
         )
+
+    def _begun(self, call: Any, request: Any, **options: Any) -> Any:
+        try:
+            return call(request, **options)
+        except ValueError as error:  # What the library says if it was closed just now.
+            raise Unavailable(f"bigtable://{self._identity[3]}: the connection is closed") from error
 
     def _connected(self) -> Any:
         options = [
@@ -249,6 +259,12 @@ class _EntryError(grpc.RpcError):
 
     def details(self) -> str:
         return "no answer about a row" if self._status is None else self._status.message
+
+
+def _telling(failure: grpc.RpcError, before: grpc.RpcError | None) -> grpc.RpcError:
+    """Of the failures of a call the one to be told: that nobody has answered says less than why nobody could
+    be reached before."""
+    return before if before is not None and _is_silence(failure) else failure
 
 
 def _is_silence(failure: grpc.RpcError) -> bool:

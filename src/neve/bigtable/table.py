@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from neve.bigtable.address import Target
 from neve.bigtable.client import Client
@@ -30,6 +30,8 @@ from neve.bigtable.messages import (
 )
 from neve.errors import LimitExceeded, NeveError, PermissionDenied
 from neve.telemetry import LOGGER
+
+T = TypeVar("T")
 
 FRESH_SECONDS = 3600
 """How much older than it is told to be a row's last use may be."""
@@ -112,26 +114,18 @@ class BigTable:
         self.check_writable()
         for key, value in rows:
             check_length(key, value)
+        self._all(self._use_or_put_group, list(_groups(rows)))
+
+    def _use_or_put_group(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         since = _micros(time.time() - FRESH_SECONDS)
-        keys = [key for key, _ in rows]
         fresh = {
             row.key
-            for row in self.get(keys, values=False)
+            for row in self.get([key for key, _ in rows], values=False)
             if len(row.cells) == 1 and row.cells[0].qualifier == row.key and row.cells[0].micros >= since
         }
-        self._put_all([row for row in rows if row[0] not in fresh])
-
-    def _put_all(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        group: list[tuple[bytes, list[Any]]] = []
-        size = 0
-        for key, value in rows:
-            if group and (size + len(value) > _BYTES_AT_ONCE or len(group) == _KEYS_AT_ONCE):
-                self._mutate(group)
-                group, size = [], 0
-            group.append((key, set_cell(self.target.family, key, value)))
-            size += len(value)
-        if group:
-            self._mutate(group)
+        changes = [(key, set_cell(self.target.family, key, value)) for key, value in rows if key not in fresh]
+        if changes:
+            self._mutate(changes)
 
     def put(self, key: bytes, value: bytes) -> None:
         """Puts a row in place of whatever is there."""
@@ -187,9 +181,9 @@ class BigTable:
         request = mutate_request(self.target.table_path, self.target.app_profile, rows)
         self._client.mutate(self.target, request)
 
-    def _all(self, do: Callable[[Any], bool], items: Sequence[Any]) -> list[bool]:
+    def _all(self, do: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
         """``do`` with each item, some at the same time."""
-        results: list[bool] = []
+        results: list[T] = []
         for start in range(0, len(items), _KEYS_AT_ONCE):
             results += self._pool.map(do, items[start : start + _KEYS_AT_ONCE])
         return results
@@ -198,6 +192,18 @@ class BigTable:
         """Raises ``PermissionDenied`` if the address says that this is only read."""
         if self.target.reads_only:
             raise PermissionDenied(f"{self.target.shown} is read-only, as its address says")
+
+
+def _groups(rows: Sequence[tuple[bytes, bytes]]) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+    """Rows in portions for one request each."""
+    start = size = 0
+    for end, (_, value) in enumerate(rows):
+        if end > start and (size + len(value) > _BYTES_AT_ONCE or end - start == _KEYS_AT_ONCE):
+            yield rows[start:end]
+            start, size = end, 0
+        size += len(value)
+    if rows:
+        yield rows[start:]
 
 
 def check_length(key: bytes, value: bytes) -> None:

@@ -13,7 +13,12 @@ from neve.bigtable.messages import Wanted
 from neve.bigtable.table import BigTable, age_of, check_length
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import DIGEST_SIZE, Digest, b3_digest, check_digest, format_digest
-from neve.castore.directories.base import DirectoryPutter, DirectoryService
+from neve.castore.directories.base import (
+    GET_MANY,
+    DirectoryPutter,
+    DirectoryService,
+    directory_not_found,
+)
 from neve.castore.directories.spool import SpoolingPutter
 from neve.castore.directory import Directory, child_digests
 from neve.errors import Corrupt, InvalidRequest
@@ -24,7 +29,7 @@ _AFTER_ALL = b"g"
 """Greater than every key of ours, which tables may share with others."""
 
 _PAGE_BYTES = 16 * 1024 * 1024
-"""Encodings that a putter sends in one go, at most."""
+"""Encodings that are held at once."""
 
 
 class BigtableDirectoryService(DirectoryService):
@@ -37,17 +42,54 @@ class BigtableDirectoryService(DirectoryService):
         return self.get_many([digest]).get(digest)
 
     def get_many(self, digests: Sequence[Digest]) -> dict[Digest, Directory]:
-        return {digest: _decoded(digest, data) for digest, data in self._get_encoded(digests).items()}
+        found = self._get_encoded(digests, 0) or {}
+        return {digest: _decoded(digest, encoded) for digest, encoded in found.items()}
+
+    def get_recursive(self, digest: Digest) -> Iterator[Directory]:
+        return (_decoded(b3_digest(encoded), encoded) for encoded in self.get_recursive_encoded(digest))
 
     def get_recursive_encoded(self, digest: Digest) -> Iterator[bytes]:
-        return self._breadth_first(digest, self._get_encoded, _children)
+        known = {check_digest(digest)}
+        wanted = [digest]
+        while wanted:
+            following: list[Digest] = []
+            for one, encoded in self._in_order(wanted):
+                if encoded is None:
+                    if one == digest:
+                        return
+                    raise directory_not_found(one)
+                for child in _children(encoded):
+                    if child not in known:
+                        known.add(child)
+                        following.append(child)
+                yield encoded
+            wanted = following
 
-    def _get_encoded(self, digests: Sequence[Digest]) -> dict[Digest, bytes]:
-        """The verified encodings of those that are there."""
+    def _in_order(self, digests: Sequence[Digest]) -> Iterator[tuple[Digest, bytes | None]]:
+        """Encodings in the order of ``digests``, of which some megabytes are held at a time; None for what is
+        not there. How long they are, no answer tells before they come: fewer are asked for then."""
+        start, size = 0, GET_MANY
+        while start < len(digests):
+            part = digests[start : start + size]
+            found = self._get_encoded(part, _PAGE_BYTES)
+            if found is None:
+                size = len(part) // 2
+                continue
+            yield from ((digest, found.pop(digest, None)) for digest in part)
+            start += len(part)
+            size = min(2 * size, GET_MANY)
+
+    def _get_encoded(self, digests: Sequence[Digest], limit: int) -> dict[Digest, bytes] | None:
+        """The verified encodings of those that are there; None if there is more than one, and they are more
+        than ``limit`` bytes, if that is not 0."""
         keys = {_key(check_digest(digest)): digest for digest in digests}
         found: dict[Digest, bytes] = {}
         cells = []
+        size = 0
         for row in self._table.get(list(keys)):
+            size += len(row.cell.value)
+            if len(keys) > 1 and 0 < limit < size:
+                return None
             digest, cell = keys[row.key], row.cell
             if b3_digest(cell.value) != digest:
                 raise Corrupt(
