@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from neve.cli import mount_helper
 from neve.cli.options import StoreOptions
+from neve.library import open_store
 from neve.store.composition import parse
 from tests.cli.conftest import Neve, Spawn
 
@@ -68,6 +70,37 @@ def test_a_store_of_several(neve: Neve, tree: Path, tmp_path: Path) -> None:
         "cat", "--store-composition", file, "--blob-service-addr", "memory://", f"{path}/text"
     ).failure
     assert "is not in the store" in failure
+
+
+def test_as_an_address(neve: Neve, file: Path, tree: Path, tmp_path: Path) -> None:
+    url = f"composition://{file}"
+    path = neve("import", "--store", f"local://{tmp_path}/other", tree).line
+    assert neve("mirror", f"local://{tmp_path}/other", url).code == 0
+    assert neve("path-info", "--store", url).line.startswith(path)
+    assert neve("path-info", "--store-composition", file).line.startswith(path)
+    assert neve("mirror", url, f"local://{tmp_path}/third").code == 0
+    assert neve("verify", "--store", f"local://{tmp_path}/third", "--repair-from", url).code == 0
+    assert neve("gc", "--store", url).code == 0
+    with open_store(url) as store:
+        assert [found.store_path.absolute for found in store.path_infos] == [path]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("composition://store.toml", "name the whole path of the file: composition:///etc/neve/store.toml"),
+        ("composition:///", "name the whole path of the file"),
+        ("composition:///none?x=y", r"unknown parameter 'x' \(known: none\)"),
+        ("composition:///none/x", "cannot read the composition /none/x: No such file or directory"),
+    ],
+)
+def test_addresses_of_no_file(neve: Neve, url: str, message: str) -> None:
+    assert re.search(message, neve("path-info", "--store", url).failure)
+
+
+def test_it_is_no_address_of_one_service(neve: Neve, file: Path) -> None:
+    failure = neve("path-info", "--path-info-service-addr", f"composition://{file}").failure
+    assert "no path info service has the scheme 'composition'" in failure
 
 
 def test_near_and_far(neve: Neve, tree: Path, tmp_path: Path) -> None:

@@ -53,6 +53,16 @@ class StoreOptions:
     composition: Composition | None = None
     """What is there in place of ``url``."""
 
+    @classmethod
+    def at(cls, url: str, **others: Any) -> StoreOptions:
+        """The store at an address, which may be that of a file that describes it. Raises for such a one what
+        reading it raises."""
+        if parse_address(url).scheme == "composition":
+            from neve.store.composition import of_address
+
+            return cls("", composition=of_address(url), **others)
+        return cls(url, **others)
+
     @contextlib.contextmanager
     def open(self, *, write: bool = False) -> Iterator[Store]:
         """The opened store. Only with ``write``, an embedded store is made if it is missing; and if path
@@ -235,11 +245,17 @@ def store_options(function: Callable[..., None]) -> Callable[..., None]:
         path_info_service_addr: str | None,
         **others: Any,
     ) -> None:
-        services = (blob_service_addr, directory_service_addr, path_info_service_addr)
+        services: dict[str, Any] = {
+            "blob_service": blob_service_addr,
+            "directory_service": directory_service_addr,
+            "path_info_service": path_info_service_addr,
+        }
         url, composition = _chosen(store, store_composition)
-        # A store of one's own is not looked for in vain: there may be no place for it.
-        url = "" if composition is not None else url or default_store()
-        function(store=StoreOptions(url, *services, composition=composition), **others)
+        if composition is not None:
+            store_options = StoreOptions("", **services, composition=composition)
+        else:
+            store_options = StoreOptions.at(url or default_store(), **services)
+        function(store=store_options, **others)
 
     wrapped: Callable[..., None] = command
     for option in reversed(_store_options()):

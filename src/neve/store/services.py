@@ -17,7 +17,16 @@ from neve.errors import Corrupt, InvalidRequest
 from neve.packstore.address import SIZE_RULE_SETTING, open_address
 from neve.packstore.store import PackStore
 from neve.registry import Schemes, parse_address
-from neve.store.composition import BLOBS, DIRECTORIES, KINDS, PATH_INFOS, Composition, Opening, read
+from neve.store.composition import (
+    BLOBS,
+    DIRECTORIES,
+    KINDS,
+    PATH_INFOS,
+    Composition,
+    Opening,
+    of_address,
+    read,
+)
 from neve.store.nar.render import NarCalculation, NarRenderer, RenderingNarCalculation
 from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes, NarNodes
 from neve.store.pathinfos.base import PathInfoService
@@ -92,9 +101,9 @@ def open_services(
         raise InvalidRequest("a store has an address, or a composition, not both")
     if composition is not None and not isinstance(composition, Composition):
         composition = read(composition)
-    given = (url, blob_service, directory_service, path_info_service)
-    pinned = [None if a is None else pin_temporary(a) for a in given]
-    own = dict(zip(KINDS, (pinned[0] if a is None else a for a in pinned[1:]), strict=True))
+    if url is not None and (named := of_address(url)) is not None:
+        url, composition = None, named
+    own = _own_addresses(url, blob_service, directory_service, path_info_service)
     with contextlib.ExitStack() as opened:
         described = _Described(own, composition, opened)
         blobs_url, directories_url, path_infos_url = map(described.url, KINDS)
@@ -112,6 +121,12 @@ def open_services(
         remote = _remote(blobs_url, directories_url, path_infos_url)
         opened.pop_all()
         return Services(blobs, directories, path_infos, nar_nodes, rule, packs, remote, described.opening)
+
+
+def _own_addresses(url: str | None, *services: str | None) -> dict[str, str | None]:
+    """Where services are that have an address: of their own, or the store's."""
+    pinned = [None if address is None else pin_temporary(address) for address in (url, *services)]
+    return dict(zip(KINDS, (pinned[0] if each is None else each for each in pinned[1:]), strict=True))
 
 
 class _Described:

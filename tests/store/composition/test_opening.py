@@ -353,6 +353,17 @@ type = "memory"
         assert [one.name for one in info.nar.signatures] == ["team-1"]
 
 
+def test_secrets_of_a_bucket_are_not_told() -> None:
+    text = MEMORY.replace(
+        '[blobservices.root]\ntype = "memory"',
+        '[blobservices.root]\ntype = "objectstore"\nobject_store_url = "odd://bucket"\n'
+        'object_store_options = { aws_secret_access_key = "s3cret" }',
+    )
+    with pytest.raises(InvalidComposition, match=r"root\]: .*objectstore\+odd://bucket") as refused:
+        open_services(composition=composed(text))
+    assert "s3cret" not in str(refused.value)
+
+
 def test_for_reading(tmp_path: Path) -> None:
     text = local(tmp_path / "store")
     with leaving_nothing_open():

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -24,6 +23,9 @@ MAX_FILE_BYTES = 256 * 1024
 MAX_LEVELS = 8
 """How deep services may be made of others. A cache before a cache before a signing one has four; and
 addresses that hold each other grow with each level."""
+
+SCHEME = "composition"
+"""Of addresses that stand for a whole store that a file describes."""
 
 ROOTS = ("root", "default")
 """The names that a store begins with: the first of them that there is."""
@@ -116,15 +118,22 @@ class Composition:
         """The same, with embedded stores opened for reading only."""
         return replace(self, reads_only=True)
 
-    @cached_property
-    def addresses(self) -> list[str]:
-        """Those of the roots that there are."""
-        return [self.url(kind) for kind in KINDS if self.has_root(kind)]
-
 
 def shown_table(*keys: str) -> str:
     """The head of a table, as it would be written."""
     return f"[{'.'.join(key if _BARE.fullmatch(key) else repr(key) for key in keys)}]"
+
+
+def of_address(url: str) -> Composition | None:
+    """The composition that an address names, ``composition:///path/of/file``; None for any other address.
+    Raises as ``read`` does."""
+    address = parse_address(url)
+    if address.scheme != SCHEME:
+        return None
+    address.check_parameters()
+    if address.host or not address.path.strip("/"):
+        raise address.refuse(f"name the whole path of the file: {SCHEME}:///etc/neve/store.toml")
+    return read(address.path)
 
 
 def read(path: str | os.PathLike[str]) -> Composition:
@@ -247,10 +256,15 @@ def _reference(kind: str, value: Any, key: str) -> Reference:
 
 def _checked_url(url: str, where: str) -> str:
     try:
+        parse_address(without_parameters(url))  # First, as those may be secrets, which messages would tell.
         parse_address(url)
     except InvalidRequest as error:
         raise InvalidRequest(f"{where}: {error}") from error
     return url
+
+
+def without_parameters(url: str) -> str:
+    return url.partition("?")[0]
 
 
 def _named(references: Iterable[Reference]) -> list[Reference]:

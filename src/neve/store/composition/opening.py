@@ -13,7 +13,7 @@ from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.castore.directory import SizeRule
 from neve.errors import InvalidRequest
 from neve.registry import Schemes, parse_address
-from neve.store.composition.file import Composition, Entry, InvalidComposition, Reference
+from neve.store.composition.file import Composition, Entry, InvalidComposition, Reference, without_parameters
 from neve.store.composition.types import BLOBS, DIRECTORIES, PATH_INFOS
 from neve.store.pathinfos.context import PathInfoContext
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
@@ -55,6 +55,10 @@ class Opening:
     def _own(self, entry: Entry, context: PathInfoContext | None) -> Any:
         """Opens a service. What it is made of is opened first, and so closed after it."""
         address = parse_address(self._composition.opened_as(entry.url))
+        if address.scheme.startswith(
+            "objectstore+"
+        ):  # Its parameters may be secrets, which messages would tell.
+            address = dataclasses.replace(address, url=without_parameters(address.url))
         parts = {parameter: partial(self._named, reference) for parameter, reference in entry.parts.items()}
         context = self._beside(entry, context)
         return self._lend(_SCHEMES[entry.kind].open(dataclasses.replace(address, parts=parts), context))
