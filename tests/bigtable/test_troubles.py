@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.cloud.bigtable_v2.types import bigtable
 
+from neve.bigtable.address import target_of
 from neve.bigtable.client import Client
 from neve.castore.digest import EMPTY_BLOB
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.castore.directory import Directory
 from neve.errors import Corrupt, NeveError, PermissionDenied, Unavailable
+from neve.registry import parse_address
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 from neve.testing.bigtable import Emulator
@@ -179,11 +185,34 @@ def test_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         emulator.kill()
 
 
-def test_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff", b'{"type": "service_account"}', b"[]"])
+def test_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None) -> None:
     """Nothing is sent to anybody then."""
+    file = tmp_path / "credentials"
+    if content is not None:
+        file.write_bytes(content)
     monkeypatch.delenv("BIGTABLE_EMULATOR_HOST", raising=False)
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none"))
-    all_fail(TABLE, PermissionDenied, "no credentials for Google Cloud: .*none", slice(0, 3))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    all_fail(TABLE, PermissionDenied, "no credentials for Google Cloud: ", slice(0, 3))
+
+
+def test_with_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A connection is made ready, and nobody is called."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    account = {
+        "type": "service_account",
+        "project_id": "p",
+        "private_key": pem,
+        "client_email": "neve@p.example",
+        "token_uri": "https://token.example",
+    }
+    (tmp_path / "credentials").write_text(json.dumps(account))
+    monkeypatch.delenv("BIGTABLE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "credentials"))
+    client = Client.open(target_of(parse_address(TABLE)))
+    client._connected().close()
+    client.close()
 
 
 def test_a_closed_service(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-import google.auth
-import google.auth.exceptions
 import grpc
 from google.api_core.gapic_v1.routing_header import to_grpc_metadata
 from google.cloud.bigtable_v2.services.bigtable.transports import BigtableGrpcTransport
@@ -222,7 +220,7 @@ class Client:
             return grpc.insecure_channel(self._emulator, options)
         try:
             return BigtableGrpcTransport.create_channel(options=options)
-        except google.auth.exceptions.GoogleAuthError as error:
+        except Exception as error:  # Also what the library raises for files of another form.
             raise PermissionDenied(
                 f"bigtable://{self._identity[3]}: no credentials for Google Cloud: {one_line(str(error))}"
             ) from error

@@ -55,9 +55,8 @@ class Opening:
     def _own(self, entry: Entry, context: PathInfoContext | None) -> Any:
         """Opens a service. What it is made of is opened first, and so closed after it."""
         address = parse_address(self._composition.opened_as(entry.url))
-        if address.scheme.startswith(
-            "objectstore+"
-        ):  # Its parameters may be secrets, which messages would tell.
+        # Parameters of buckets may be secrets, which messages would tell.
+        if address.scheme.startswith("objectstore+"):
             address = dataclasses.replace(address, url=without_parameters(address.url))
         parts = {parameter: partial(self._named, reference) for parameter, reference in entry.parts.items()}
         context = self._beside(entry, context)
