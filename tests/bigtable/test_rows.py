@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from neve.castore.node import SymlinkNode
 from neve.errors import Conflict, Corrupt, InvalidRequest, LimitExceeded, PermissionDenied
 from neve.registry import parse_address
 from neve.store.nar_nodes import MemoryNarNodes
+from neve.store.path_info import PathInfo
 from neve.store.pathinfos import bigtable as path_infos_module
 from neve.store.pathinfos.bigtable import BigtablePathInfoService
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
@@ -286,6 +288,53 @@ def test_more_than_one_request_takes(table: Table, monkeypatch: pytest.MonkeyPat
 
 
 # Several writers.
+
+
+def test_path_infos_are_put_together_but_after_what_they_refer_to(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In four waves, one for each step of the longest way; the last two are of one path."""
+    base = [path_info(f"base-{number}") for number in range(40)]
+    middle = [
+        path_info(f"middle-{number}", references=[info.store_path for info in base]) for number in range(40)
+    ]
+    top = path_info("top", references=[middle[0].store_path, base[0].store_path], signatures=["a"])
+    again = path_info("top", references=[middle[0].store_path, base[0].store_path], signatures=["b"])
+    service = table.path_infos()
+    there: set[bytes] = set()
+    lock = threading.Lock()
+    insert = BigTable.insert
+
+    def inserting(self: BigTable, key: bytes, value: bytes) -> bool:
+        with lock:
+            if key.decode() not in {info.digest.hex() for info in base}:
+                assert {info.digest for info in base} <= there
+            if key.decode() == top.digest.hex():
+                assert {info.digest for info in middle} <= there
+        done = insert(self, key, value)
+        with lock:
+            there.add(bytes.fromhex(key.decode()))
+        return done
+
+    monkeypatch.setattr(BigTable, "insert", inserting)
+    results = service.put_many([*base, *middle, top, again])
+    assert results[:-1] == [*base, *middle, top]
+    stored = results[-1]
+    assert isinstance(stored, PathInfo)
+    assert stored.nar is not None
+    assert [one.name for one in stored.nar.signatures] == ["a", "b"]
+    assert service.get(top.digest) == stored
+    assert len(list(service)) == 81
+
+
+def test_many_that_are_there_already_and_stale(table: Table) -> None:
+    """Each is noted to be in use, by threads that must not wait for each other."""
+    service = table.path_infos()
+    infos = [path_info(f"p{number}") for number in range(100)]
+    for info in infos:
+        table.write(info.digest, encode_path_info(info), ago(3 * HOUR))
+    assert service.put_many(infos) == infos
+    assert all(age < HOUR for _, age in service.list_with_ages())
 
 
 def test_two_writers_of_one_key(table: Table) -> None:

@@ -99,7 +99,7 @@ class BigTable:
 
     def insert_many(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         """Puts each of these rows, if there is none of its key."""
-        self._all(lambda row: self.insert(*row), rows)
+        self.in_parallel(lambda row: self.insert(*row), rows)
 
     def use_or_put(self, key: bytes, value: bytes) -> None:
         """Puts a row, of which every writer would write the same, unless it is there and fresh."""
@@ -114,7 +114,7 @@ class BigTable:
         self.check_writable()
         for key, value in rows:
             check_length(key, value)
-        self._all(self._use_or_put_group, list(_groups(rows)))
+        self.in_parallel(self._use_or_put_group, list(_groups(rows)))
 
     def _use_or_put_group(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         since = _micros(time.time() - FRESH_SECONDS)
@@ -148,7 +148,7 @@ class BigTable:
         before = _micros(time.time() - FRESH_SECONDS)
         stale = [cell for cell in cells if cell.micros < before]
         try:
-            self._all(lambda cell: self.replace(cell, cell.value), stale)
+            self.in_parallel(lambda cell: self.replace(cell, cell.value), stale)
         except PermissionDenied as error:
             LOGGER.debug("it is not noted that rows are in use: %s", error)
         except NeveError as error:
@@ -162,7 +162,7 @@ class BigTable:
         different = sorted(set(keys))
         if unused_for is not None:
             condition = Condition(before=max(1000, _micros(time.time() - unused_for)))
-            return sum(self._all(lambda key: self._change(key, condition, changes), different))
+            return sum(self.in_parallel(lambda key: self._change(key, condition, changes), different))
         count = 0
         for start in range(0, len(different), _KEYS_AT_ONCE):
             there = [row.key for row in self.get(different[start : start + _KEYS_AT_ONCE], values=False)]
@@ -181,8 +181,11 @@ class BigTable:
         request = mutate_request(self.target.table_path, self.target.app_profile, rows)
         self._client.mutate(self.target, request)
 
-    def _all(self, do: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-        """``do`` with each item, some at the same time."""
+    def in_parallel(self, do: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+        """``do`` with each item, some at the same time. What ``do`` calls may call this with one item only:
+        its thread must not wait for others that may all be waiting."""
+        if len(items) == 1:
+            return [do(items[0])]
         results: list[T] = []
         for start in range(0, len(items), _KEYS_AT_ONCE):
             results += self._pool.map(do, items[start : start + _KEYS_AT_ONCE])

@@ -7,17 +7,19 @@ the server looks through all path infos for that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from neve.bigtable.address import NAR_FAMILY, target_of
 from neve.bigtable.messages import Cell, Row, Wanted
 from neve.bigtable.table import BigTable, age_of
-from neve.errors import Corrupt, Unavailable
+from neve.errors import Corrupt, NeveError, Unavailable
 from neve.nix import base32
 from neve.nix.store_path import DIGEST_SIZE, StorePath
 from neve.registry import Address
 from neve.store.path_info import InvalidPathInfo, PathInfo
-from neve.store.pathinfos.base import PathInfoService, check_path_digest, to_be_stored
+from neve.store.pathinfos.base import PathInfoService, check_path_digest, stored_or_error, to_be_stored
 from neve.store.wire import decode_path_info, encode_path_info
 
 _PATTERN = rb"[0-9a-f]{%d}" % (2 * DIGEST_SIZE)
@@ -69,6 +71,15 @@ class BigtablePathInfoService(PathInfoService):
                 return result
         raise Unavailable(f"{path_info.store_path}: others change its path info all the time")
 
+    def put_many(self, path_infos: Sequence[PathInfo]) -> Sequence[PathInfo | NeveError]:
+        """Those that refer to none of the others at once, then those that refer to these, and so on."""
+        results: dict[int, PathInfo | NeveError] = {}
+        for wave in _waves(path_infos):
+            put = partial(stored_or_error, self)
+            answers = self._table.in_parallel(put, [path_infos[place] for place in wave])
+            results.update(zip(wave, answers, strict=True))
+        return [results[place] for place in range(len(path_infos))]
+
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
         return [_decoded(_digest(row), row.cell) for row in self._page(after, limit)]
 
@@ -115,6 +126,18 @@ class BigtablePathInfoService(PathInfoService):
 
     def close(self) -> None:
         self._table.close()
+
+
+def _waves(path_infos: Sequence[PathInfo]) -> Iterable[Sequence[int]]:
+    """The places of path infos that can be put together. Each comes after those in front of it that it refers
+    to, or that are of the same path."""
+    waves: dict[bytes, int] = {}
+    together: defaultdict[int, list[int]] = defaultdict(list)
+    for place, path_info in enumerate(path_infos):
+        before = (waves.get(digest, -1) for digest in (path_info.digest, *path_info.references))
+        wave = waves[path_info.digest] = 1 + max(before)
+        together[wave].append(place)
+    return [together[wave] for wave in sorted(together)]
 
 
 def _key(digest: bytes) -> bytes:
