@@ -65,6 +65,23 @@ def test_the_map_of_nars_has_a_family_of_its_own() -> None:
         DIRECTORY_SERVICES.open(f"{TABLE}&nar_family_name=g")
 
 
+def test_without_the_library() -> None:
+    """One line, as for any other address that cannot be used."""
+    script = f"""
+import sys
+sys.modules["google.cloud.bigtable_v2"] = None
+from neve.cli.__main__ import main
+sys.argv[1:] = ["path-info", "--store", "memory://", "--path-info-service-addr", {TABLE!r}]
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "neve: google.cloud.bigtable_v2.types is not installed, which bigtable:// addresses need: "
+        "install neve[bigtable]\n"
+    )
+
+
 def test_google_s_library_is_loaded_for_such_addresses_only() -> None:
     script = """
 import sys

@@ -9,3 +9,12 @@ figures about every call to the cloud, and cannot be told how long messages may 
 """
 
 from __future__ import annotations
+
+from neve.errors import Unsupported
+
+try:
+    import google.cloud.bigtable_v2.types  # noqa: F401 - all modules here need it
+except ImportError as error:
+    raise Unsupported(
+        f"{error.name} is not installed, which bigtable:// addresses need: install neve[bigtable]"
+    ) from error
