@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from neve.testing.bigtable import emulator_program
 from neve.testing.guests import cloud_kernels
 
 REQUIRE_ALL = "NEVE_REQUIRE_ALL"
@@ -62,8 +63,13 @@ def _guests() -> str | None:
     return missing_program or (None if cloud_kernels() else "linux-image-cloud-amd64 is not installed")
 
 
+def _bigtable() -> str | None:
+    return None if emulator_program() else "the Bigtable emulator (cbtemulator) is not installed"
+
+
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
+    "bigtable": _bigtable,
     "browser": lambda: _program("chromium") or _program("chromedriver"),
     "completion": lambda: _program("bash") or _program("zsh") or _program("fish"),
     "fuse": _fuse,

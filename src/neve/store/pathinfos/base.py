@@ -75,8 +75,9 @@ class PathInfoService(ABC):
 
     def put_many(self, path_infos: Sequence[PathInfo]) -> Sequence[PathInfo | NeveError]:
         """Puts path infos, durable on return; what is stored, or why one cannot be. Nobody sees one before
-        those in front of it. Raises what concerns all of them: ``Unavailable``, ``PermissionDenied``."""
-        return [_stored_or_error(self, path_info) for path_info in path_infos]
+        those in front of it that it refers to. Raises what concerns all of them: ``Unavailable``,
+        ``PermissionDenied``."""
+        return [stored_or_error(self, path_info) for path_info in path_infos]
 
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
         """Up to ``limit`` path infos with digests above ``after``, ascending. May be ``Unsupported``."""
@@ -130,7 +131,8 @@ class PathInfoService(ABC):
         return
 
 
-def _stored_or_error(service: PathInfoService, path_info: PathInfo) -> PathInfo | NeveError:
+def stored_or_error(service: PathInfoService, path_info: PathInfo) -> PathInfo | NeveError:
+    """Puts one; what ``put_many`` tells of it."""
     try:
         return service.put(path_info)
     except (Unavailable, PermissionDenied):
