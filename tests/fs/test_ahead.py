@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 from neve.fs.ahead import (
-    TOLD_OF,
-    Interest,
     FIRST_NEIGHBOURS,
     MOST_BELOW,
     MOST_NEIGHBOURS,
+    TOLD_OF,
+    Interest,
     Neighbours,
     Streams,
     Walks,
