@@ -59,6 +59,10 @@ class DirectoryService(ABC):
     Failures are errors of ``neve.errors``; None means "not there".
     """
 
+    looks_up_children = True
+    """Whether each Directory of a closure is found by its own digest. Else it is found only by who has asked
+    for the root before (``get``, ``read_ahead``): a missing child is no gap before that."""
+
     @abstractmethod
     def get(self, digest: Digest) -> Directory | None:
         """The Directory, or None."""
