@@ -32,6 +32,7 @@ class CachedDirectoryService(DirectoryService):
         self._near = near
         self._far = far
         self._absences = Absences(None) if absences is None else absences
+        self.looks_up_children = far.looks_up_children
 
     def get(self, digest: Digest) -> Directory | None:
         return self.get_many([digest]).get(digest)
