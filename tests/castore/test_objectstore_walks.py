@@ -51,7 +51,7 @@ def test_a_single_directory_with_children_is_refused(service: ObjectDirectorySer
         lambda: service.put(parent(one)),
         lambda: service.put_many([leaf("other"), parent(one)]),
     ):
-        with pytest.raises(Unsupported, match="keeps whole closures: Directory b3:.* put it together"):
+        with pytest.raises(Unsupported, match=r"keeps whole closures: Directory b3:.* put it together"):
             put()
     assert service.list() == []
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from neve.castore.at_once import CallsAtOnce
 from neve.castore.digest import Digest
+from neve.castore.objectstore.failures import BrokenOff, is_no_bucket, is_of_library, translated
 from neve.castore.objectstore.layout import digest_in, folder, key_of
 from neve.castore.objectstore.settings import Settings, settings_of
 from neve.errors import Corrupt, InvalidRequest, Unavailable, Unsupported
@@ -60,10 +61,6 @@ class Listed(NamedTuple):
     """Seconds since 1970, by the clock of the store."""
 
 
-class BrokenOff(Unavailable):
-    """An answer had begun, and did not come to its end."""
-
-
 class Bucket:
     """The objects at one address. Thread-safe."""
 
@@ -99,6 +96,9 @@ class Bucket:
 
     def head(self, key: str) -> Meta | None:
         """What is known of an object, or None."""
+        return repeated(lambda: self._head(key))
+
+    def _head(self, key: str) -> Meta | None:
         with self._errors("ask for", key):
             try:
                 return _meta(self._store.head(key))
@@ -132,7 +132,7 @@ class Bucket:
         pieces = iter(result.stream(_PIECE_BYTES))
         left = size
         while True:
-            with self._errors("read", key, BrokenOff):
+            with self._errors("read", key, in_answer=True):
                 piece = next(pieces, None)
             if piece is None:
                 break
@@ -146,6 +146,9 @@ class Bucket:
         if self._files is not None:
             self._files.put(key, [data])
             return
+        repeated(lambda: self._put(key, data))
+
+    def _put(self, key: str, data: bytes) -> None:
         with self._errors("write", key):
             self._store.put(key, data, use_multipart=False)
 
@@ -166,8 +169,12 @@ class Bucket:
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes objects; those that are not there too."""
         for start in range(0, len(keys), _DELETED_AT_ONCE):
-            with self._errors("delete", keys[start]), contextlib.suppress(FileNotFoundError):
-                self._store.delete(keys[start : start + _DELETED_AT_ONCE])
+            part = keys[start : start + _DELETED_AT_ONCE]
+            repeated(lambda part=part: self._delete(part))  # type: ignore[misc]
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        with self._errors("delete", keys[0]), contextlib.suppress(FileNotFoundError):
+            self._store.delete(keys)
 
     # Many at once.
 
@@ -188,8 +195,9 @@ class Bucket:
 
     def page(self, table: str, after: Digest, limit: int) -> list[Listed]:
         """Up to ``limit`` objects of a table whose digests are greater than ``after``, ascending."""
-        if limit <= 0:
-            return []
+        return repeated(lambda: self._page(table, after, limit)) if limit > 0 else []
+
+    def _page(self, table: str, after: Digest, limit: int) -> list[Listed]:
         in_order = self._in_order if self.settings.lists_in_order else self._by_folder
         page: list[Listed] = []
         for one in in_order(table, after, limit):
@@ -234,18 +242,16 @@ class Bucket:
         return f"{self.settings.url}: {key}"
 
     @contextlib.contextmanager
-    def _errors(self, verb: str, key: str, kind: type[Unavailable] | None = None) -> Iterator[None]:
-        """Translates what the library raises; what might pass becomes ``kind``."""
-        from obstore.exceptions import BaseError
-
-        from neve.castore.objectstore.failures import translated
-
+    def _errors(self, verb: str, key: str, *, in_answer: bool = False) -> Iterator[None]:
+        """Translates what the library raises; ``in_answer``: what might pass is ``BrokenOff``."""
         try:
             yield
-        except (BaseError, OSError, ValueError, NotImplementedError) as error:
+        except Exception as error:
+            if not is_of_library(error):
+                raise
             ours = translated(error, f"{self.settings.url}: cannot {verb} {key}")
-            if kind is not None and type(ours) is Unavailable:
-                ours = kind(str(ours))
+            if in_answer and type(ours) is Unavailable:
+                ours = BrokenOff(str(ours))
             raise ours from error
 
     def _check_bucket(self) -> None:
@@ -255,8 +261,6 @@ class Bucket:
                 self._look_for_bucket()
 
     def _look_for_bucket(self) -> None:
-        from neve.castore.objectstore.failures import is_no_bucket
-
         if self._checked:
             return
         try:

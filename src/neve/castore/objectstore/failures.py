@@ -1,10 +1,11 @@
-"""What the errors of the library mean, as errors of ours, in one line and without anybody's secrets."""
+"""What the errors of the library mean, as errors of ours, in one line and without anybody's secrets.
+
+The library itself is not imported here: without it, its addresses are still refused with a word about that.
+"""
 
 from __future__ import annotations
 
 import re
-
-from obstore import exceptions
 
 from neve.errors import DiskFull, InvalidRequest, NeveError, PermissionDenied, Unavailable, Unsupported
 
@@ -30,7 +31,21 @@ _NO_BUCKET = frozenset(("NoSuchBucket", "ContainerNotFound", "ContainerBeingDele
 _METADATA = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "fd00:ec2::254")
 """Where the machines of the large providers ask who they are."""
 
+_BROKEN_OFF = ("request or response body error", "error decoding response body")
+"""How the library calls an answer that does not come to its end; it does not ask again."""
+
 _MAX_REASON = 300
+
+
+class BrokenOff(Unavailable):
+    """An answer had begun, and did not come to its end. Asking again may help."""
+
+
+def is_of_library(error: Exception) -> bool:
+    """Whether it is one that the library raises, and not a mistake of ours."""
+    return isinstance(error, OSError | ValueError | NotImplementedError) or (
+        type(error).__module__.startswith("obstore")
+    )
 
 
 def is_no_bucket(error: BaseException) -> bool:
@@ -51,18 +66,23 @@ def translated(error: Exception, what: str) -> NeveError:
             f"{what}: no credentials in the address or the environment, and this machine has none of its own"
         )
     reason = _reason(text)
-    denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
-    if denied or (code is not None and code[1] in _DENIED) or (status and status[1][:3] in ("401", "403")):
+    name = type(error).__name__
+    if (
+        name in ("PermissionDeniedError", "UnauthenticatedError")
+        or (code is not None and code[1] in _DENIED)
+        or (status and status[1][:3] in ("401", "403"))
+    ):
         return PermissionDenied(f"{what}: {reason}")
-    if isinstance(error, exceptions.NotSupportedError | NotImplementedError):
+    if name in ("NotSupportedError", "NotImplementedError"):
         return Unsupported(f"{what}: {reason}")
-    if isinstance(error, exceptions.InvalidPathError):
+    if name == "InvalidPathError":
         return InvalidRequest(f"{what}: {reason}")
     if "No space left on device" in text or "Disk quota exceeded" in text:
         return DiskFull(f"{what}: disk full; free some space and try again")
     if "Permission denied" in text or "Read-only file system" in text:
         return PermissionDenied(f"{what}: {reason}")
-    return Unavailable(f"{what}: {reason}")
+    kind = BrokenOff if any(words in text for words in _BROKEN_OFF) else Unavailable
+    return kind(f"{what}: {reason}")
 
 
 def _reason(text: str) -> str:
