@@ -28,7 +28,7 @@ from neve.castore.objectstore.layout import (
 from neve.errors import Corrupt, LimitExceeded, NeveError, PermissionDenied, Unavailable
 from neve.testing.blob_reading import KIB, MIB, incompressible, put, reader_of
 from neve.testing.directories import put_closure, tree
-from tests.castore.interference import Fault, Proxy, Request, proxy_before
+from tests.castore.objectstore.interference import Fault, Proxy, Request, proxy_before
 from tests.s3 import S3Server, s3_url
 
 T = TypeVar("T")
