@@ -28,8 +28,8 @@ _DENIED = frozenset(
 
 _NO_BUCKET = frozenset(("NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"))
 
-_METADATA = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "fd00:ec2::254")
-"""Where the machines of the large providers ask who they are."""
+_METADATA = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/metadata/identity/")
+"""What the machines of the large providers ask to know who they are."""
 
 _BROKEN_OFF = ("request or response body error", "error decoding response body")
 """How the library calls an answer that does not come to its end; it does not ask again."""
@@ -61,7 +61,7 @@ def translated(error: Exception, what: str) -> NeveError:
     status = _STATUS.search(text)
     if code is not None and code[1] in _NO_BUCKET:
         return Unavailable(f"{what}: there is no such bucket or container ({code[1]})")
-    if any(host in text for host in _METADATA):
+    if any(path in text for path in _METADATA):
         return PermissionDenied(
             f"{what}: no credentials in the address or the environment, and this machine has none of its own"
         )
