@@ -11,13 +11,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from neve.testing.bigtable import emulator_program
 from neve.testing.guests import cloud_kernels
+from tests.s3 import S3Server, moto_server
 
 REQUIRE_ALL = "NEVE_REQUIRE_ALL"
 
@@ -121,3 +122,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get(REQUIRE_ALL):
         pytest.fail(f"{reason}, and {REQUIRE_ALL} is set", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A server that speaks S3; each test makes a bucket of its own there."""
+    with moto_server() as server:
+        yield server

@@ -14,6 +14,7 @@ from neve.castore.digest import Digest, b3_digest, format_digest
 from neve.castore.directories.local import DIRECTORIES
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node
+from neve.castore.traverse import find_below
 from neve.errors import NeveError, NotFound, Unavailable
 from neve.nix import base32
 from neve.packstore import check as packs_check
@@ -249,25 +250,27 @@ class PathCheck:
     def _directory(self, root: Digest) -> frozenset[Digest]:
         """What is bad at or below a Directory; children first, without recursion."""
         stack: list[tuple[Digest, Directory | None, list[Digest]]] = []
-        self._push(stack, root)
+        self._push(stack, root, root)
         while stack:
             digest, directory, children = stack[-1]
             while children and children[-1] in self._below:
                 children.pop()
             if children:
-                self._push(stack, children.pop())
+                self._push(stack, root, children.pop())
                 continue
             stack.pop()
             if directory is not None:
                 self._below[digest] = self._bad_in(digest, directory)
         return self._below[root]
 
-    def _push(self, stack: list[tuple[Digest, Directory | None, list[Digest]]], digest: Digest) -> None:
+    def _push(
+        self, stack: list[tuple[Digest, Directory | None, list[Digest]]], root: Digest, digest: Digest
+    ) -> None:
         if digest in self._below:
             return
         self._progress.advance(0)
         try:
-            directory = self._services.directories.get(digest)
+            directory = find_below(self._services.directories, root, digest)
             what = "is missing"
         except NeveError as error:
             directory, what = None, str(error)
