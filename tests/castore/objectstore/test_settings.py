@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from neve.castore.blobs.objectstore import ObjectBlobService
 from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.directories.urls import DIRECTORY_SERVICES
-from neve.castore.objectstore.settings import settings_of
+from neve.castore.objectstore.settings import _OWN, _SECONDS, settings_of
 from neve.errors import InvalidRequest, NeveError, PermissionDenied, Unsupported
 from neve.registry import parse_address
 from neve.testing.blob_reading import MIB, incompressible, put
@@ -109,6 +110,26 @@ def test_chunks_of_another_size(tmp_path: Path) -> None:
         assert service.read(digest) == contents
         service.close()
     assert counts[0] > 20 * counts[1]
+
+
+def test_every_parameter_is_told_with_its_default() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "objectstore.md").read_text()
+    table = text.partition("## Parameters")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", table, re.MULTILINE))
+    assert set(rows) == {*_OWN, *_SECONDS, "profile"}
+    made = settings_of(parse_address("objectstore+s3://bucket"))
+    client, retries = made.options["client_options"], made.options["retry_config"]
+    assert {name: int(default) for name, default in rows.items() if name != "profile"} == {
+        "avg_chunk_size": made.average_chunk,
+        "max_chunk_bytes": made.max_chunk_bytes,
+        "parallel": made.parallel,
+        "timeout": client["timeout"].seconds,
+        "connect_timeout": client["connect_timeout"].seconds,
+        "max_retries": retries["max_retries"],
+        "retry_timeout": retries["retry_timeout"].seconds,
+    }
+    for name in BLOB_SERVICES.names():
+        assert not name.startswith("objectstore+") or f"{name}://" in text
 
 
 # Credentials.
