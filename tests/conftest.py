@@ -11,12 +11,17 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from neve.errors import NeveError
 from neve.testing.guests import cloud_kernels
+
+if TYPE_CHECKING:
+    from neve.testing.postgresql import PostgresServer
 
 REQUIRE_ALL = "NEVE_REQUIRE_ALL"
 
@@ -62,6 +67,14 @@ def _guests() -> str | None:
     return missing_program or (None if cloud_kernels() else "linux-image-cloud-amd64 is not installed")
 
 
+def _postgresql() -> str | None:
+    try:
+        from neve.testing.postgresql import server_programs
+    except NeveError as error:
+        return str(error)
+    return None if server_programs() else "PostgreSQL's server is not installed"
+
+
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": lambda: _program("chromium") or _program("chromedriver"),
@@ -70,6 +83,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "kernel": _kernel_source,
     "manual": lambda: _program("groff"),
     "nix": lambda: _program("nix-store"),
+    "postgresql": _postgresql,
     "qemu": _guests,
     "root": _mounts,
     "strace": lambda: _program("strace"),
@@ -115,3 +129,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get(REQUIRE_ALL):
         pytest.fail(f"{reason}, and {REQUIRE_ALL} is set", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresServer]:
+    """A server for all tests that do it no harm. They are marked ``postgresql``."""
+    from neve.testing.postgresql import running_postgresql
+
+    with running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgresql: PostgresServer) -> Iterator[str]:
+    """The address of an empty place in it."""
+    url = postgresql.url()
+    yield url
+    postgresql.drop(url)
