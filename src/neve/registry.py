@@ -79,8 +79,24 @@ def _user_infos(level: int) -> _UserInfos:
 _USER_INFOS = [_user_infos(level) for level in range(_LEVELS)]
 
 
+def _secret_parameters(level: int) -> re.Pattern[str]:
+    """Finds the values of parameters that are secret, encoded exactly so many times."""
+
+    def encoded(character: str, level: int) -> str:
+        return f"%{'25' * (level - 1)}{ord(character):02X}" if level else re.escape(character)
+
+    # What is encoded more often than what is around it belongs to the value.
+    ends = "|".join(encoded("&", each) for each in range(level + 1))
+    return re.compile(rf"(password{encoded('=', level)})(?:(?!{ends}|\s).)+", re.IGNORECASE)
+
+
+_SECRET_PARAMETERS = [_secret_parameters(level) for level in range(_LEVELS)]
+
+
 def shown_url(url: str) -> str:
     """An address for a message: without the user names and passwords in it."""
+    for secret in _SECRET_PARAMETERS:
+        url = secret.sub(r"\1***", url)
     for user_infos in _USER_INFOS:
         url = user_infos.hidden_in(url)
     return url
