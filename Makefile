@@ -18,6 +18,11 @@ PYTEST_OPTIONS ?= -n 2
 SYSTEM_PACKAGES := busybox-static chromium chromium-driver cpio fish fuse3 groff-base linux-image-cloud-amd64 \
 	linux-source-6.1 nix-bin postgresql qemu-system-x86 strace systemd zsh
 
+# An emulator of Bigtable: where Google's package has it, or where Go puts it (src/neve/testing/bigtable.py looks
+# there too).
+BIGTABLE_EMULATOR := cloud.google.com/go/bigtable/cmd/emulator@v1.58.0
+BIGTABLE_EMULATORS := /usr/lib/google-cloud-sdk/platform/bigtable-emulator/cbtemulator $(HOME)/go/bin/emulator
+
 INSTALLED := $(VENV)/.installed
 
 # What make fuzz feeds, and for how long: make fuzz FUZZ="nar narinfo" FUZZ_SECONDS=600
@@ -64,6 +69,12 @@ test-system-deps:  ## as root, on Debian: install what else the tests need
 		echo "Missing, to be installed as root on Debian:" $$missing >&2; exit 1; fi; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update && apt-get install --yes --no-install-recommends $$missing
+	@for program in $(BIGTABLE_EMULATORS) "$$(command -v cbtemulator)"; do \
+		if [ -x "$$program" ]; then echo "There is a Bigtable emulator: $$program"; exit 0; fi; done; \
+	if ! command -v go >/dev/null; then \
+		echo "Missing, for the tests of Bigtable: Go, or Google's package google-cloud-cli-bigtable-emulator" >&2; \
+		exit 1; fi; \
+	GOBIN="$$HOME/go/bin" go install $(BIGTABLE_EMULATOR)
 
 check: setup  ## the gate: format, lint, types, layers, generated code, lock
 	@scripts/check

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from neve.errors import NeveError
+from neve.testing.bigtable import emulator_program
 from neve.testing.guests import cloud_kernels
 
 if TYPE_CHECKING:
@@ -75,8 +76,13 @@ def _postgresql() -> str | None:
     return None if server_programs() else "PostgreSQL's server is not installed"
 
 
+def _bigtable() -> str | None:
+    return None if emulator_program() else "the Bigtable emulator (cbtemulator) is not installed"
+
+
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
+    "bigtable": _bigtable,
     "browser": lambda: _program("chromium") or _program("chromedriver"),
     "completion": lambda: _program("bash") or _program("zsh") or _program("fish"),
     "fuse": _fuse,

@@ -6,8 +6,11 @@ import dataclasses
 import re
 from pathlib import Path
 
+from neve.bigtable import address as bigtable
+from neve.bigtable.messages import MAX_CELL_BYTES
 from neve.cli.collecting import gc
 from neve.cli.commands import cli
+from neve.cli.options import STORE_OPTIONS
 from neve.cli.server_options import shown_size
 from neve.fs.fuse.session import MAX_READ_BYTES
 from neve.fs.vhost.device import DRAIN_SECONDS
@@ -16,7 +19,11 @@ from neve.fs.vhost.ring import MAX_REQUEST_BYTES
 from neve.packstore.notes import MAX_LASTING
 from neve.rpc.target import DEFAULT_TIMEOUT, PARAMETERS
 from neve.server.limits import Limits
+from neve.store.composition import BLOBS, DIRECTORIES, KINDS, PATH_INFOS, parse
+from neve.store.composition.file import MAX_FILE_BYTES, MAX_LEVELS
+from neve.store.composition.types import TYPES
 from neve.store.gc.rules import DEFAULT_GRACE
+from neve.store.pathinfos.bigtable import _PAGE_BYTES
 from neve.store.pathinfos.lru import DEFAULT_CAPACITY
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 from neve.store.substitute import address, http, pace
@@ -59,10 +66,53 @@ def test_every_parameter_of_a_cache_is_told_with_its_default() -> None:
 
 def test_every_option_of_gc_is_told() -> None:
     text = (DOCS / "gc.md").read_text()
-    elsewhere = {"store", "blob-service-addr", "directory-service-addr", "path-info-service-addr", "json"}
+    elsewhere = {*STORE_OPTIONS, "json"}
     opts = {name.removeprefix("--") for option in gc.params for name in option.opts if name[:2] == "--"}
     assert [name for name in sorted(opts - elsewhere) if f"--{name}" not in text] == []
     assert f"(default {DEFAULT_GRACE / 3600:g} hours, at most {MAX_LASTING / 3600:g})" in text
+
+
+def test_every_parameter_of_a_table_is_told_with_its_default() -> None:
+    text = (DOCS / "bigtable.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", text, re.MULTILINE))
+    assert {*rows, *bigtable.REQUIRED} == {*bigtable.PARAMETERS, bigtable.NAR_FAMILY}
+    assert "`project_id`, `table_name`, `family_name`" in text
+    assert rows["channel_size"] == str(bigtable.DEFAULT_CHANNELS)
+    assert rows["timeout"] == f"{bigtable.DEFAULT_TIMEOUT:g}"
+    assert rows["app_profile_id"] == bigtable.DEFAULT_APP_PROFILE
+    assert f"up to {bigtable.MAX_CHANNELS}" in text
+    assert f"at most {MAX_CELL_BYTES >> 20} MiB" in text
+    assert f"pages of at most {_PAGE_BYTES >> 20} MiB" in text
+
+
+def test_compositions_in_the_guide_are_such() -> None:
+    text = (DOCS / "composition.md").read_text()
+    examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        composition = parse(example, "example")
+        assert all(map(composition.has_root, KINDS))
+    assert f"in at most {MAX_LEVELS} levels" in text
+    assert f"at most {MAX_FILE_BYTES >> 10} KiB" in text
+
+
+def test_every_type_of_a_composition_is_told_with_its_keys() -> None:
+    text = (DOCS / "composition.md").read_text()
+    names = {BLOBS: "blobs", DIRECTORIES: "Directories", PATH_INFOS: "path infos"}
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([^|]+) \| ([^|]*)\|", text, re.MULTILINE)
+    told = {
+        (kind, name): set(re.findall(r"`([a-z_]+)`", keys))
+        for name, kinds, keys in rows
+        for kind, shown in names.items()
+        if kinds == "all" or shown in kinds.split(", ")
+    }
+    known = {
+        (kind, name): set(each.known()) - {"type"} for kind in KINDS for name, each in TYPES[kind].items()
+    }
+    # Keys that only one of the kinds has are told as that.
+    told[DIRECTORIES, "objectstore"].discard("avg_chunk_size")
+    told[DIRECTORIES, "bigtable"].discard("nar_family_name")
+    assert told == known
 
 
 def test_the_limits_of_virtiofs_are_told() -> None:

@@ -27,6 +27,8 @@ HEAVY = [
 
 
 SIGNALS = {
+    "neve.bigtable.client._EntryError",
+    "neve.bigtable.client._SilenceError",
     "neve.fs.fuse.answers.Failed",
     "neve.fs.fuse.request.Overtaken",
     "neve.fs.loads.NotAtHand",

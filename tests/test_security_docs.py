@@ -16,6 +16,7 @@ NOT_FOR_INPUT = {
     "castore.node.MAX_SIZE",
     "nix._text.MAX_U64",
     "fs.fuse.session.MAX_READ_AHEAD_BYTES",
+    "packstore.pack.MAX_SEQ",
     "packstore.staging.MAX_PACKS",
     "packstore.staging.MAX_STAGED_BYTES",
     "packstore.staging.MAX_STAGED_RECORDS",

@@ -18,6 +18,7 @@ from neve.castore.path import parse_path
 from neve.castore.traverse import descend, get_directory, wrong_length
 from neve.errors import InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable, Unsupported
 from neve.nix.store_path import STORE_DIR, StorePath
+from neve.store.composition import Composition
 from neve.store.importer import ImportOptions, import_path
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import PathInfoService
@@ -137,12 +138,14 @@ class Store:
 def open_store(
     url: str | None = None,
     *,
+    composition: Composition | str | os.PathLike[str] | None = None,
     blob_service: str | None = None,
     directory_service: str | None = None,
     path_info_service: str | None = None,
     netrc_file: str | None = None,
 ) -> Store:
-    """Opens the store at an address, for example ``local:///srv/neve`` or ``memory://``.
+    """Opens the store at an address, for example ``local:///srv/neve`` or ``memory://``, or the one that a
+    file describes (``docs/composition.md``).
 
     ``blob_service``, ``directory_service`` and ``path_info_service`` override one service each;
     ``netrc_file`` may have passwords for binary caches, and need not exist.
@@ -150,6 +153,7 @@ def open_store(
     return Store(
         open_services(
             url,
+            composition=composition,
             blob_service=blob_service,
             directory_service=directory_service,
             path_info_service=path_info_service,

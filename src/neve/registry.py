@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -111,6 +111,9 @@ class Address:
     host: str
     path: str
     parameters: Mapping[str, str]
+    parts: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict, compare=False)
+    """What opens services that belong here like those at the addresses in ``parameters``, but are described
+    otherwise, and are their describer's to close. Gets the context."""
 
     def refuse(self, reason: str) -> InvalidRequest:
         """The error that names this address and what is wrong with it."""
@@ -215,9 +218,9 @@ class Schemes(Generic[T]):
     def names(self) -> list[str]:
         return sorted([*self._factories, *self._with_context])
 
-    def open(self, url: str, context: Any = None) -> T:
+    def open(self, url: str | Address, context: Any = None) -> T:
         """The service at ``url``. Raises ``InvalidRequest`` and what the backend raises."""
-        address = parse_address(url)
+        address = parse_address(url) if isinstance(url, str) else url
         service: T
         if (target := self._with_context.get(address.scheme)) is not None:
             service = _imported(target)(address, context)
@@ -228,7 +231,10 @@ class Schemes(Generic[T]):
         return self._opened(service, address.scheme)
 
     def open_nested(self, address: Address, name: str, context: Any = None) -> T:
-        """The service at the address that is the parameter ``name`` of ``address``."""
+        """The service at the address that is the parameter ``name`` of ``address``, or which is that part."""
+        if (part := address.parts.get(name)) is not None:
+            described: T = part(context)
+            return described
         nested = address.required(name, "URL, percent-encoded")
         try:
             return self.open(nested, context)

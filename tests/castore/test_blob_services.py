@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,13 @@ from neve.errors import Corrupt, DiskFull, InvalidRequest, PermissionDenied, Una
 from neve.packstore.frames import Record
 from neve.packstore.sessions import Session
 from neve.packstore.store import PackStore, Table
+from neve.testing.ages import BlobAgesContract
 from neve.testing.blob_reading import KIB, MIB, incompressible, put
 from neve.testing.blobs import BlobServiceContract
 from tests.castore.damage import damage_blob
 
 
-class TestMemory(BlobServiceContract):
+class TestMemory(BlobServiceContract, BlobAgesContract):
     finds_damage = False
 
     @pytest.fixture
@@ -34,6 +36,9 @@ class TestMemory(BlobServiceContract):
         service = MemoryBlobService()
         yield service
         service.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._uses.make_older(seconds)
 
 
 class TestLocal(BlobServiceContract):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -22,6 +23,7 @@ from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
 from neve.castore.directory import Directory
 from neve.errors import Corrupt, InvalidRequest, NotFound, Unavailable
+from neve.testing.ages import BlobAgesContract, DirectoryAgesContract
 from neve.testing.blob_reading import KIB, MIB, incompressible, put, read_fully, reader_of
 from neve.testing.blobs import BlobServiceContract
 from neve.testing.directories import DirectoryServiceContract, leaf, parent, put_closure, tree
@@ -46,7 +48,7 @@ class TestCombinedBlobs(BlobServiceContract):
         service.close()
 
 
-class TestCachedBlobs(BlobServiceContract):
+class TestCachedBlobs(BlobServiceContract, BlobAgesContract):
     finds_damage = False
 
     @pytest.fixture
@@ -54,6 +56,9 @@ class TestCachedBlobs(BlobServiceContract):
         service = BLOB_SERVICES.open(nested("cache", "memory://", "memory://", "&negative-ttl=60"))
         yield service
         service.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._far._uses.make_older(seconds)
 
 
 class TestCachedBlobsOnDisk(BlobServiceContract):
@@ -70,7 +75,7 @@ class TestCachedBlobsOnDisk(BlobServiceContract):
         damage_blob(self.far, digest)
 
 
-class TestCachedDirectories(DirectoryServiceContract):
+class TestCachedDirectories(DirectoryServiceContract, DirectoryAgesContract):
     finds_damage = False
 
     @pytest.fixture
@@ -78,6 +83,9 @@ class TestCachedDirectories(DirectoryServiceContract):
         service = DIRECTORY_SERVICES.open(nested("cache", "memory://", "memory://", "&negative-ttl=60"))
         yield service
         service.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._far._uses.make_older(seconds)
 
 
 class TestCachedDirectoriesOnDisk(DirectoryServiceContract):
@@ -104,7 +112,9 @@ class Forgetful(MemoryBlobService):
 
 
 class CountingFar(MemoryBlobService):
-    """Notes what it is asked."""
+    """Notes what it is asked. Like a server, it tells no ages."""
+
+    tells_ages = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,6 +265,28 @@ def test_many_are_looked_for_near_and_the_rest_far() -> None:
     far.asked.clear()
     assert service.missing([*digests, b3_digest(b"absent")]) == [b3_digest(b"absent")]
     assert far.asked == [b3_digest(b"absent")]
+
+
+def test_who_tells_ages_far_hears_what_is_counted_on() -> None:
+    """Else a collection far would take what near has told to be there."""
+
+    class Far(CountingFar):
+        tells_ages = True
+
+    near, far, now = MemoryBlobService(), Far(), [0.0]
+    service = CachedBlobService(near, far, absences=Absences(60, clock=lambda: now[0]))
+    (there,) = service.put_many([b"there"])
+    absent = b3_digest(b"absent")
+    far._uses.make_older(1000)
+    assert service.read(there) == b"there"
+    assert far.list_with_ages()[0].age >= 1000
+    far.asked.clear()
+    for _ in range(2):
+        assert service.missing([there, absent]) == [absent]
+    assert far.asked == [there, absent, there]
+    assert far.list_with_ages()[0].age < 1000
+    far.delete_many([there])
+    assert not service.has(there)
 
 
 def test_what_came_before_somebody_lost_interest_is_near() -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,12 @@ from neve.packstore.frames import Record
 from neve.packstore.layout import TMP_DIR
 from neve.packstore.sessions import Session
 from neve.packstore.store import PackStore, Table
+from neve.testing.ages import DirectoryAgesContract
 from neve.testing.directories import DirectoryServiceContract, leaf, parent, put_closure, tree
 from tests.castore.damage import damage_directory
 
 
-class TestMemory(DirectoryServiceContract):
+class TestMemory(DirectoryServiceContract, DirectoryAgesContract):
     finds_damage = False
 
     @pytest.fixture
@@ -31,6 +33,9 @@ class TestMemory(DirectoryServiceContract):
         service = MemoryDirectoryService()
         yield service
         service.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._uses.make_older(seconds)
 
 
 class TestLocal(DirectoryServiceContract):

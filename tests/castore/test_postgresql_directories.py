@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.cached import CachedDirectoryService
 from neve.castore.directories.memory import MemoryDirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
+from neve.testing.ages import DirectoryAgesContract
 from neve.testing.directories import DirectoryServiceContract
 from neve.testing.postgresql import PostgresServer, schema_of
 
@@ -26,13 +28,16 @@ def damage(postgresql: PostgresServer, url: str, digest: Digest) -> None:
     )
 
 
-class TestPostgresql(DirectoryServiceContract):
+class TestPostgresql(DirectoryServiceContract, DirectoryAgesContract):
     @pytest.fixture
     def service(self, postgresql: PostgresServer, database: str) -> Iterator[DirectoryService]:
         self.postgresql, self.url = postgresql, database
         service = DIRECTORY_SERVICES.open(database)
         yield service
         service.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        self.postgresql.age(self.url, "directories", seconds)
 
     def damage(self, service: DirectoryService, digest: Digest) -> None:
         damage(self.postgresql, self.url, digest)

@@ -56,6 +56,7 @@ def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("BLOB_SERVICE_ADDR", "DIRECTORY_SERVICE_ADDR", "PATH_INFO_SERVICE_ADDR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("NEVE_STORE_COMPOSITION", raising=False)
 
 
 def _text(argument: str | bytes | Path) -> str:

@@ -93,7 +93,6 @@ def test_pins(neve: Neve, paths: list[str]) -> None:
         (["--grace", "30d"], "it must be 0 to"),
         (["--keep-from", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--keep-from", "/dev/null"], "no store path is named"),
-        (["--blob-service-addr", "memory://"], "one whole store"),
     ],
 )
 def test_wrong_usage(neve: Neve, paths: list[str], options: list[str], message: str) -> None:
@@ -118,8 +117,29 @@ def test_stores_that_have_none(neve: Neve, tmp_path: Path) -> None:
     assert "is not a neve store" in neve("gc", "--store", missing).failure
     assert "is not a neve store" in neve("pin", "add", "x", GONE, "--store", missing).failure
     assert not (tmp_path / "missing").exists()
-    assert "only an embedded store" in neve("gc", "--store", "memory://").failure
+    assert "no store path, so nothing would stay" in neve("gc", "--store", "memory://").failure
     assert "only an embedded store" in neve("pin", "list", "--store", "memory://").failure
+
+
+def test_services_in_several_places(neve: Neve, tmp_path: Path) -> None:
+    services = [
+        part
+        for kind in ("blob", "directory", "path-info")
+        for part in (f"--{kind}-service-addr", f"local://{tmp_path}/{kind}")
+    ]
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_text("contents\n")
+    (tmp_path / "other").write_text("others\n")
+    kept, _ = (neve("import", tmp_path / name, *services).line for name in ("tree", "other"))
+    done = neve("gc", "--json", *services, "--keep", kept)
+    report = json.loads(done.out)
+    assert (report["pathsKept"], report["pathsDropped"], report["blobsDropped"]) == (1, 1, 1)
+    assert neve("cat", kept + "/file", *services).out == b"contents\n"
+    assert "--keep-from" in neve("gc", "--only-pinned", *services).failure
+    assert neve("verify", *services).code == 0
+    services[1] += "-mistyped"
+    assert "is not a neve store" in neve("gc", *services).failure
+    assert not (tmp_path / "blob-mistyped").exists()
 
 
 def test_problems_are_told(neve: Neve, paths: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from neve.cli import config_file, options
 from neve.cli.commands import cli
 from neve.cli.config_file import MAX_FILE_BYTES, ConfigFile
-from neve.cli.configuration import COMMON, all_commands, options_of
+from neve.cli.configuration import COMMON, Configured, all_commands, options_of
 from neve.server.daemon import DaemonOptions
 from neve.serving.main import WorkerStart
 from tests.cli.conftest import Neve, Spawn
@@ -164,6 +165,9 @@ def test_naming_the_file(neve: Neve, config: Config, tmp_path: Path, monkeypatch
         ("[nar.imprt]\nname = 'x'", 1, "there is no section [nar.imprt]; did you mean 'import'?"),
         ("[quux]", 1, "there is no section [quux]; known: archive, cat, common, "),
         ("[daemon-worker]", 1, "there is no section [daemon-worker]"),
+        # What works whatever the file says gets nothing from it.
+        ("[config.show]\nall = true", 1, "there is no section [config]"),
+        ("[man]", 1, "there is no section [man]"),
         ("store = 'memory://'", 1, "there is no section [store]"),
         ("daemon = 3", 1, "daemon is a whole number, must be a table"),
         ("[nar]\nimport = 'x'", 2, "nar.import is a string, must be a table"),
@@ -271,6 +275,61 @@ def test_a_pipe(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     assert process.returncode == 0
 
 
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the user's file is looked for."""
+    monkeypatch.delenv("NEVE_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    path = tmp_path / "xdg" / "neve" / "neve.toml"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_a_file_that_everybody_may_write_is_not_believed(neve: Neve, found: Path) -> None:
+    found.write_text("")
+    found.chmod(0o646)
+    assert neve("path-info", "--store", "memory://").failure == (
+        f"the configuration file {found} can be written by everybody; chmod o-w it"
+    )
+    # Who names it knows what he does.
+    assert neve("--config", found, "path-info", "--store", "memory://").code == 0
+    found.chmod(0o664)
+    assert neve("path-info", "--store", "memory://").code == 0
+
+
+@pytest.mark.root
+def test_a_file_of_somebody_else_is_not_believed(neve: Neve, found: Path) -> None:
+    found.write_text("")
+    os.chown(found, 4711, 4711)
+    assert neve("path-info", "--store", "memory://").failure == (
+        f"the configuration file {found} belongs to user 4711; to trust it, name it with --config"
+    )
+    assert neve("--config", found, "path-info", "--store", "memory://").code == 0
+
+
+def test_nobody_waits_for_a_pipe_that_was_not_named(spawn: Spawn, found: Path) -> None:
+    os.mkfifo(found)
+    with spawn("path-info", "--store", "memory://") as process:
+        _, err = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert f"{found} is a pipe".encode() in err
+    # Nor does a shell that completes for one that is.
+    asked = {
+        "_NEVE_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"neve --config {found} im",
+        "COMP_CWORD": "3",
+        "NEVE_CONFIG": str(found),
+    }
+    with spawn(env=os.environ | asked) as process:
+        out, err = process.communicate(timeout=90)
+    assert (out, err) == (b"plain,import\n", b"")
+
+
+def test_a_file_may_be_masked(neve: Neve, found: Path) -> None:
+    found.symlink_to("/dev/null")
+    assert neve("path-info", "--store", "memory://").code == 0
+
+
 def test_sections_of_other_commands_do_not_stop_one(neve: Neve, config: Config) -> None:
     config.says("[common]\nstore = 'memory://'\n[daemon]\nworkers = 0\n[serve]\nquux = 1\n")
     assert neve("path-info").code == 0
@@ -338,6 +397,25 @@ def test_every_option_has_one_key() -> None:
             if isinstance(each, click.Option) and not each.is_eager and not each.hidden
         ]
         assert len(options_of(command, click.Context(command, parent=root))) == len(settable), words
+
+
+def _groups(group: click.Group) -> list[click.Group]:
+    found = [each for each in group.commands.values() if isinstance(each, click.Group)]
+    return [group, *(deeper for each in found for deeper in _groups(each))]
+
+
+def test_every_group_asks_the_file() -> None:
+    plain = {group.name for group in _groups(cli) if not isinstance(group, Configured)}
+    assert plain == {"config"}
+
+
+def test_pins_are_in_the_store_that_the_file_names(neve: Neve, config: Config, tmp_path: Path) -> None:
+    config.says(f'[common]\nstore = "local://{tmp_path}/named"\n[pin.list]\njson = true\n')
+    path = neve("import", __file__).line
+    assert neve("pin", "add", "kept", path).code == 0
+    assert json.loads(neve("pin", "list").out) == json.loads(
+        neve("--config=", "pin", "list", "--json", "--store", f"local://{tmp_path}/named").out
+    )
 
 
 def test_lines() -> None:

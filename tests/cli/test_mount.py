@@ -227,6 +227,23 @@ def test_in_the_background(store: str, base_name: str, place: Path) -> None:
 
 
 @pytest.mark.fuse
+def test_no_collection_takes_what_it_shows(store: str, base_name: str, place: Path, tmp_path: Path) -> None:
+    """What was looked at stays as long as it is mounted, with all that lies below; the rest goes."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_text("Contents\n")
+    shown, other = imported(store, tree), imported(store, tree / "file")
+    collection = (*NEVE, "gc", "--store", store, "--only-pinned", "--grace", "0s")
+    with mounting(store, place) as mount:
+        assert os.path.exists(mount.path(shown))
+        assert run(*collection).returncode == 0
+        assert (place / shown / "file").read_text() == "Contents\n"
+        assert not os.path.exists(mount.path(other))
+    assert run(*collection).returncode == 0
+    assert run(*NEVE, "path-info", "--store", store).stdout == ""
+
+
+@pytest.mark.fuse
 def test_in_the_background_it_hears_signals(store: str, base_name: str, place: Path) -> None:
     assert run(*NEVE, "mount", place, "--store", store, "--background").returncode == 0
     (server,) = servers_of(place)

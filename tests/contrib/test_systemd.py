@@ -15,7 +15,10 @@ from neve.cli.commands import cli
 
 UNITS = Path(__file__).parents[2] / "contrib" / "systemd"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
-ALL = sorted(path.name for path in UNITS.iterdir() if path.suffix in (".service", ".socket", ".mount"))
+SERVERS = sorted(set(SERVICES) - {"neve-gc.service"})
+ALL = sorted(
+    path.name for path in UNITS.iterdir() if path.suffix in (".service", ".socket", ".mount", ".timer")
+)
 
 EXPOSURE = {"neve-mount@.service": 45}
 """Most that ``systemd-analyze security`` may say, times ten. Who mounts for others can be locked in less."""
@@ -105,13 +108,46 @@ def test_sockets_go_to_who_asks_for_them() -> None:
             assert values(socket, "Service") == [unit]
 
 
-@pytest.mark.parametrize("unit", SERVICES)
+@pytest.mark.parametrize("unit", SERVERS)
 def test_services_tell_how_they_are(unit: str) -> None:
     assert values(unit, "Type") == ["notify"]
     assert values(unit, "WatchdogSec") == ["60"]
     assert values(unit, "NoNewPrivileges") == ["yes"]
     # The grace time, what comes after it, and a little more.
     assert int(values(unit, "TimeoutStopSec")[0]) >= 30 + 10
+
+
+def test_collections_work_on_the_store_that_is_served() -> None:
+    """As its user, for as long as it takes, and at a time that systemd understands."""
+    for key in ("User", "Group", "StateDirectory", "StateDirectoryMode", "UMask"):
+        assert values("neve-gc.service", key) == values("neve.service", key)
+    assert values("neve-gc.service", "Type") == ["oneshot"]
+    assert values("neve-gc.service", "TimeoutStartSec") == ["infinity"]
+    assert values("neve-gc.service", "Restart") == []
+    assert values("neve-gc.timer", "WantedBy") == ["timers.target"]
+
+
+@pytest.mark.systemd
+def test_the_time_of_collections(folder: Path) -> None:
+    (time,) = values("neve-gc.timer", "OnCalendar")
+    done = analyze(folder, "calendar", time)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_rules_of_collections_can_be_said_in_the_file(tmp_path: Path) -> None:
+    """The lines that the unit proposes."""
+    head = (UNITS / "neve-gc.service").read_text().partition("[Unit]")[0].splitlines()
+    lines = [line.removeprefix("#").strip() for line in head if line.startswith("#   ")]
+    (tmp_path / "neve.toml").write_text("\n".join(lines) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "neve.cli", "--config", str(tmp_path / "neve.toml"), "config", "show"],
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "30d" in done.stdout
+    assert "200GiB" in done.stdout
 
 
 def test_the_mount_unit_is_named_for_its_folder() -> None:

@@ -181,9 +181,10 @@ def test_after_a_rebuild_no_name_of_a_pack_is_used_again(folder: Path) -> None:
     check(folder, expected)
 
 
-def test_many_batches_and_packs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", ["_REMOVE_EVERY", "_HELD_PACKS"])
+def test_many_batches_and_packs(folder: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     monkeypatch.setattr(moving, "_BATCH_RECORDS", 37)
-    monkeypatch.setattr(compaction, "_REMOVE_EVERY", 300_000)
+    monkeypatch.setattr(compaction, bound, 300_000 if bound == "_REMOVE_EVERY" else 2)
     monkeypatch.setattr("neve.packstore.appender.PACK_LIMIT", 200_000)
     expected = half_dead(folder)
     assert len(pack_paths(folder)) > 4
@@ -272,6 +273,27 @@ def test_who_holds_a_pack_open_finds_what_moved(folder: Path) -> None:
             assert store.read(BLOBS, key, location) == expected[key]
         # The old pack was let go of, and the new one opened.
         assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
+
+
+def test_what_moves_again_while_it_is_looked_for_is_found(folder: Path) -> None:
+    """Two collections, one right after the other, each between a look at the index and one at the pack."""
+    half_dead(folder)
+    with opened(folder) as store:
+        key, data = min(contents(store).items())
+        places = [store.find(BLOBS, [key])[key]]
+        for round_ in range(2):
+            compacted(store)
+            places.append(store.find(BLOBS, [key])[key])
+            others = [one for one in contents(store) if one != key]
+            store.delete_many(BLOBS, others[round_ % 2 :: 2])
+        compacted(store)
+        places.append(store.find(BLOBS, [key])[key])
+        assert len({place.place for place in places}) == len(places)
+        found = iter(places[1:])
+        store._reader._frames._items.clear()
+        again = store._reader.record_retrying(key, places[0], lambda: {key: next(found)})
+        assert again == data
+        assert next(found, None) is None
 
 
 def read_until(folder: Path, keys: dict[bytes, bytes], stop: Path) -> int:

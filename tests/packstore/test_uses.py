@@ -178,6 +178,16 @@ def test_one_collection_at_a_time(store: PackStore) -> None:
 # What counts.
 
 
+@pytest.mark.root
+def test_notes_of_root_belong_to_who_the_store_belongs_to(folder: Path) -> None:
+    """Else its owner could not read them, and not collect."""
+    with opened(folder) as store:
+        os.chown(folder / "uses", 65534, 65533)
+        promise(store, KEYS[0])
+        (path,) = files(store)
+        assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65533)
+
+
 def test_own_notes_end_with_the_process(folder: Path) -> None:
     with opened(folder) as store:
         promise(store, KEYS[0])
@@ -223,6 +233,22 @@ def test_what_a_server_has_noted_counts_for_the_grace(
     assert len(files(store)) == 1
 
 
+def test_a_clock_that_is_put_forward_does_not_shorten_the_grace(store: PackStore, lasting: None) -> None:
+    """As at boot on a machine that forgets the time; since then counts what the kernel counts."""
+    promise(store, KEYS[0])
+    (path,) = files(store)
+    store.uses._end_file()
+    age(path, 30 * 365 * 86_400)
+    assert reader(store).news() == {1: {KEYS[0]}}
+    assert path.exists()
+
+
+def test_one_put_back_does_not_either(store: PackStore) -> None:
+    path = leave(store, "served", KEYS[0], lasting=True)
+    age(path, -30 * 365 * 86_400)
+    assert reader(store).news() == {1: {KEYS[0]}}
+
+
 def test_without_grace_only_what_comes_counts(store: PackStore, lasting: None) -> None:
     promise(store, KEYS[0])
     path = leave(store, "server", KEYS[1], lasting=True)
@@ -253,6 +279,23 @@ def test_a_server_begins_a_new_file_from_time_to_time(
     monkeypatch.undo()
     assert len(files(store)) == 2
     assert reader(store).news() == {1: {KEYS[0]}}
+
+
+def test_it_does_so_too_if_it_only_stores(
+    store: PackStore, lasting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And dates are not written within the transaction, but the next time somebody asks."""
+    store.uses.note(1, [KEYS[0]])
+    store.uses.note(3, [KEYS[1]], dated=True)
+    store.uses.flush()
+    monkeypatch.setattr(uses, "PERIOD", -1.0)
+    store.uses.note(1, [KEYS[2]])
+    store.uses.flush()
+    assert len(files(store)) == 2
+    assert last_used(store.index) == {}
+    monkeypatch.setattr(uses, "PERIOD", PERIOD)
+    promise(store, KEYS[3])
+    assert set(last_used(store.index)) == {KEYS[1]}
 
 
 def test_a_power_failure_makes_notes_uncertain(

@@ -241,7 +241,7 @@ def test_calls_in_flight_finish(daemon: Start, tmp_path: Path, workers: int) -> 
         running.send(signal.SIGINT)
         running.says("stopping")
         until(lambda: not (tmp_path / "socket").exists())
-        assert health(connection) == NOT_SERVING
+        until(lambda: health(connection) == NOT_SERVING)  # A worker is told after that.
         assert health(connection, "tvix.castore.v1.BlobService") == NOT_SERVING
         assert running.process.poll() is None
         assert len(upload.finish()) == 32

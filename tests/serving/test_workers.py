@@ -20,7 +20,7 @@ from neve.server.limits import Limits
 from neve.server.settings import Endpoint, Settings, from_json, to_json
 from neve.serving import workers as module
 from neve.serving.tls import Tls
-from neve.serving.workers import Worker, Workers
+from neve.serving.workers import Watch, Worker, Workers
 from tests.logged import logged
 
 # A worker that does as its configuration says, and writes down what it is told.
@@ -167,6 +167,29 @@ def test_one_that_dies_is_replaced(run: Run, messages: list[str]) -> None:
     assert messages[1] == f"{run.ready[2]} serves"
     run.stop()
     assert run.said == ["0-3 stop", "1-2 stop"]
+
+
+def test_nobody_is_to_blame_for_a_pause(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was paused, or a service that was frozen, goes on: nobody was heard of meanwhile."""
+    alive: list[None] = []
+    run.workers.watch = Watch(beat_seconds=1000, alive=lambda: alive.append(None))
+    assert run.workers.start()
+    later = time.monotonic() + 100_000
+    with monkeypatch.context() as patch:
+        patch.setattr("neve.serving.workers.time.monotonic", lambda: later)
+        threading.Timer(0, run.workers.request_stop).start()
+        run.workers.supervise()
+    assert alive == [None]
+    assert all(worker.process.poll() is None for worker in run.ready)
+    run.workers.stop(30.0)
+
+
+def test_one_that_says_nothing_is_ended(run: Run, messages: list[str]) -> None:
+    run.workers.watch = Watch(beat_seconds=0.01)
+    run.supervise()  # They never tell that they are alive.
+    until(lambda: len(run.ready) > 2)
+    assert any("hangs: nothing was heard of it for 0.05 s" in message for message in messages)
+    run.stop()
 
 
 def test_one_that_ends_tidily_is_replaced(run: Run, messages: list[str]) -> None:

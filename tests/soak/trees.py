@@ -33,12 +33,13 @@ def make_tree(root: Path, number: int) -> None:
 def nar_hash(path: Path) -> str:
     """SHA-256 of the NAR of what lies on the disk, in hex."""
     digest = hashlib.sha256()
-    for piece in _archive(path):
+    for piece in archive(path):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _archive(path: Path) -> Iterator[bytes]:
+def archive(path: Path) -> Iterator[bytes]:
+    """The NAR of what lies on the disk."""
     yield _string(b"nix-archive-1")
     yield from _node(path)
 

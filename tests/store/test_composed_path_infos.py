@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -27,7 +28,13 @@ from neve.store.pathinfos.memory import MemoryPathInfoService
 from neve.store.pathinfos.signing import SigningPathInfoService
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 from neve.store.services import Services, open_services
-from neve.testing.pathinfos import PathInfoServiceContract, path_info, signature, store_path
+from neve.testing.pathinfos import (
+    PathInfoAgesContract,
+    PathInfoServiceContract,
+    path_info,
+    signature,
+    store_path,
+)
 from neve.testing.servers import running_daemon
 from tests.logged import logged
 from tests.store.helpers import leaving_nothing_open, memory_services
@@ -61,13 +68,18 @@ class TestLru(PathInfoServiceContract):
         services.close()
 
 
-class TestCached(PathInfoServiceContract):
+class TestCached(PathInfoServiceContract, PathInfoAgesContract):
+    reading_counts = False
+
     @pytest.fixture
     def service(self) -> Iterator[PathInfoService]:
         url = nested("cache", "&negative-ttl=60", near="memory://", far="memory://")
         services = open_services("memory://", path_info_service=url)
         yield services.path_infos
         services.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._far._uses.make_older(seconds)
 
 
 class TestCachedNearALittle(PathInfoServiceContract):
@@ -81,7 +93,7 @@ class TestCachedNearALittle(PathInfoServiceContract):
         services.close()
 
 
-class TestPullThrough(PathInfoServiceContract):
+class TestPullThrough(PathInfoServiceContract, PathInfoAgesContract):
     """Far is a binary cache that has nothing of it: all that is put stays near."""
 
     @pytest.fixture
@@ -92,8 +104,11 @@ class TestPullThrough(PathInfoServiceContract):
         yield services.path_infos
         services.close()
 
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._near._uses.make_older(seconds)
 
-class TestSigning(PathInfoServiceContract):
+
+class TestSigning(PathInfoServiceContract, PathInfoAgesContract):
     """The contents of what the contract puts are nowhere, so that nothing of it is signed."""
 
     @pytest.fixture
@@ -103,6 +118,9 @@ class TestSigning(PathInfoServiceContract):
         with logged(logging.WARNING):
             yield services.path_infos
         services.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._inner._uses.make_older(seconds)
 
 
 # Those used last.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,15 +18,18 @@ from neve.store.pathinfos.base import PathInfoService
 from neve.store.pathinfos.local import PATH_INFOS, LocalPathInfoService
 from neve.store.pathinfos.memory import MemoryPathInfoService
 from neve.store.pathinfos.urls import PATH_INFO_SERVICES
-from neve.testing.pathinfos import PathInfoServiceContract, path_info, store_path
+from neve.testing.pathinfos import PathInfoAgesContract, PathInfoServiceContract, path_info, store_path
 
 
-class TestMemory(PathInfoServiceContract):
+class TestMemory(PathInfoServiceContract, PathInfoAgesContract):
     @pytest.fixture
     def service(self) -> Iterator[PathInfoService]:
         service = MemoryPathInfoService()
         yield service
         service.close()
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        service._uses.make_older(seconds)
 
 
 class TestLocal(PathInfoServiceContract):

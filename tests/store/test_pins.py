@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NotFound, Unsupported
+from neve.nix.store_path import StorePath
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore
 from neve.store import pins as pins_module
@@ -75,6 +76,13 @@ def test_what_cannot_be_pinned(packs: PackStore, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(LimitExceeded, match="the limit is 1"):
         pins.add("one", [store_path("a"), store_path("b")])
     assert listed(pins) == {}
+
+
+def test_a_path_of_another_name_is_another_one(packs: PackStore) -> None:
+    path = store_path("a")
+    with pytest.raises(NotFound, match="-other is not in the store"):
+        Pins(packs).add("pin", [StorePath(path.digest, "other")])
+    assert Pins(packs).list() == []
 
 
 def test_a_pin_that_is_not_there(packs: PackStore) -> None:

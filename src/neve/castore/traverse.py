@@ -174,13 +174,13 @@ def _walk(directories: DirectoryService, root: Node) -> Iterator[tuple[bytes, No
 
 def is_whole(blobs: BlobService, directories: DirectoryService, root: Node) -> bool:
     """Whether all of a tree is there, be it in services that know nothing of each other, or near to a far
-    one and so perhaps in part. Reads the Directories, no contents."""
+    one and so perhaps in part. Reads the Directories, no contents. What is there stays for now."""
     nodes = [root]
     if isinstance(root, DirectoryNode):
-        present = False
+        found: list[Digest] = []
         try:
             for directory in directories.get_recursive(root.digest):
-                present = True
+                found.append(directory.digest)
                 nodes += (node for _, node in directory if isinstance(node, FileNode))
                 if len(nodes) >= _NODES_AHEAD:
                     if _misses_contents(blobs, nodes):
@@ -188,9 +188,15 @@ def is_whole(blobs: BlobService, directories: DirectoryService, root: Node) -> b
                     nodes.clear()
         except NotFound:
             return False
-        if not present:
+        if not found or (directories.tells_ages and _goes_meanwhile(directories, found)):
             return False
     return not _misses_contents(blobs, nodes)
+
+
+def _goes_meanwhile(directories: DirectoryService, found: Sequence[Digest]) -> bool:
+    """Freshens Directories, the root last. Whether one is gone."""
+    parts = (found[start : start + _NODES_AHEAD] for start in range(0, len(found), _NODES_AHEAD))
+    return any(directories.freshen(part) for part in reversed(list(parts)))
 
 
 def _misses_contents(blobs: BlobService, nodes: Iterable[Node]) -> bool:

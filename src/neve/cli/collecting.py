@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from neve.cli import output
+from neve.cli.configuration import Configured
 from neve.cli.options import STORE_PATH, StoreOptions, store_options
 from neve.cli.progress import progress_bar
 from neve.cli.server_options import SizeType
@@ -76,8 +77,8 @@ AGE = AgeType()
     "--grace",
     metavar="AGE",
     type=AGE,
-    default="6h",
-    show_default=True,
+    default=None,
+    show_default="6h; 24h in a bucket or database",
     help="Keep what clients of a server have put or asked for since.",
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Tell what would go, and drop nothing.")
@@ -95,7 +96,7 @@ def gc(
 
     Without options no store path is dropped, only what none reaches. With --keep or --keep-from all paths
     are dropped but those, what is pinned (see: neve pin), and all that they refer to. The other options
-    keep more, or less, by their use.
+    keep more, or less, by their use; where services lie in several places there is only --keep.
 
     \b
     Example:
@@ -132,8 +133,7 @@ def _rules(keep: Sequence[StorePath] | None, options: dict[str, Any]) -> Rules:
 def _collect(options: StoreOptions, rules: Rules) -> GcReport:
     from neve.store.gc.collect import collect_garbage
 
-    url = options.whole()
-    with StoreOptions(url).open(write=options.exists()) as store, progress_bar("collecting") as progress:
+    with options.open(write=options.exists()) as store, progress_bar("collecting") as progress:
         return collect_garbage(store.services, rules, progress)
 
 
@@ -198,7 +198,7 @@ def report_rows(report: GcReport) -> list[tuple[str, str]]:
     return rows
 
 
-@click.group(no_args_is_help=False)
+@click.group(cls=Configured, no_args_is_help=False)
 def pin() -> None:
     """Give names to store paths that no collection takes.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem, get_completion_class, shell_complete
 
 from neve.cli import output
@@ -70,7 +71,11 @@ def store_paths(context: click.Context, incomplete: str) -> list[CompletionItem]
     as_base_name = bool(incomplete) and not incomplete.startswith("/")
     found: list[str] = []
     try:
-        url = context.params.get("path_info_service_addr") or context.params.get("store") or default_store()
+        params = context.params
+        url = params.get("path_info_service_addr") or params.get("store")
+        if url is None and context.get_parameter_source("store_composition") is not ParameterSource.DEFAULT:
+            return []  # What that file says is not looked into.
+        url = url or default_store()
         if parse_address(url).scheme == "local":
             for path in _names(StoreOptions(url)):
                 text = path.base_name if as_base_name else path.absolute

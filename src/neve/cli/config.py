@@ -14,8 +14,8 @@ from neve.cli.configuration import (
     COMMON,
     Configuration,
     Section,
-    all_commands,
     common_options,
+    configured_commands,
     current,
     options_of,
     section_values,
@@ -74,7 +74,7 @@ def config_show(context: click.Context, sections: tuple[str, ...], everything: b
     configuration.require()
     root = context.find_root()
     assert isinstance(root.command, click.Group)
-    known = {(COMMON,): root.command, **dict(all_commands(root.command))}
+    known = {(COMMON,): root.command, **dict(configured_commands(root.command))}
     wanted = _wanted(sections, known)
     failures: list[click.UsageError] = []
     try:

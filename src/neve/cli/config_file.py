@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ def find(environment: Mapping[str, str]) -> ConfigFile | None:
     """The first file that is there: the user's, then the system's. Raises as ``read`` does."""
     for path in _usual_places(environment):
         try:
-            return read(path)
+            return read(path, named=False)
         except NotFound:
             continue
     return None
@@ -94,21 +95,28 @@ def _usual_places(environment: Mapping[str, str]) -> Iterator[str]:
     yield SYSTEM_FILE
 
 
-def read(path: str) -> ConfigFile:
-    """Reads a file. Raises ``NotFound``, ``PermissionDenied``, ``Unavailable``, ``LimitExceeded`` and, if it
-    is no TOML, ``InvalidRequest``."""
+def read(path: str, *, named: bool = True) -> ConfigFile:
+    """Reads a file. One that nobody ``named`` must not be what others could have written, nor a pipe, where
+    nobody knows what is being waited for.
+
+    Raises ``NotFound``, ``PermissionDenied``, ``Unavailable``, ``LimitExceeded`` and, if it is no TOML,
+    ``InvalidRequest``."""
     try:
-        text = _content(path).decode()
+        text = _content(path, named).decode()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InvalidRequest(f"{path}, line {line}: this is no UTF-8") from error
     return ConfigFile(path, text, _parsed(path, text))
 
 
-def _content(path: str) -> bytes:
+def _content(path: str, named: bool) -> bytes:
     content = b""
     try:
-        with open(path, "rb") as file:
+        # A pipe without a writer would not even open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if named else os.O_NONBLOCK))
+        with open(descriptor, "rb") as file:
+            if not named:
+                _check_found(path, os.fstat(descriptor))
             # A pipe gives what there is.
             while len(content) <= MAX_FILE_BYTES and (part := file.read(MAX_FILE_BYTES + 1 - len(content))):
                 content += part
@@ -117,6 +125,21 @@ def _content(path: str) -> bytes:
     if len(content) > MAX_FILE_BYTES:
         raise LimitExceeded(f"{path} has more than {MAX_FILE_BYTES} bytes, the limit of a configuration file")
     return content
+
+
+def _check_found(path: str, status: os.stat_result) -> None:
+    """Raises ``PermissionDenied`` or ``InvalidRequest``."""
+    if stat.S_ISFIFO(status.st_mode):
+        raise InvalidRequest(f"{path} is a pipe; to read it all the same, name it with --config")
+    if not stat.S_ISREG(status.st_mode):
+        return  # A folder is told by reading it, and /dev/null stands for an empty file.
+    if status.st_mode & stat.S_IWOTH:
+        raise PermissionDenied(f"the configuration file {path} can be written by everybody; chmod o-w it")
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionDenied(
+            f"the configuration file {path} belongs to user {status.st_uid}; to trust it, "
+            "name it with --config"
+        )
 
 
 def _translated(path: str, error: OSError) -> NeveError:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     """A value as click takes it: what would stand on the command line, or whether a flag would."""
 
 COMMON = "common"
+UNCONFIGURED = frozenset({"completion", "config", "man"})
+"""Commands that work whatever the file says. It says nothing for them."""
 _META = "neve.cli.configuration"
 
 _TEXT, _FLAG, _WHOLE, _NUMBER, _WHOLE_OR_TEXT = (str,), (bool,), (int,), (int, float), (int, str)
@@ -106,7 +108,7 @@ class Configuration:
         groups |= {(name,): group for name, group in root.commands.items() if isinstance(group, click.Group)}
         for path, group in groups.items():
             names = [name for name, command in group.commands.items() if not command.hidden]
-            known = [*([] if path else [COMMON]), *names]
+            known = names if path else [COMMON, *(name for name in names if name not in UNCONFIGURED)]
             for key, value in self._table(path).items():
                 place = self.place((*path, key))
                 if key not in known:
@@ -218,12 +220,17 @@ def common_options(root: click.Context, options: Mapping[str, click.Option]) -> 
 
 
 def all_commands(group: click.Group, words: Section = ()) -> Iterator[tuple[Section, click.Command]]:
-    """The commands that a file has sections for, in order."""
+    """The commands that people run, by their words, in order."""
     for name, command in sorted(group.commands.items()):
         if isinstance(command, click.Group):
             yield from all_commands(command, (*words, name))
         elif not command.hidden:
             yield (*words, name), command
+
+
+def configured_commands(root: click.Group) -> Iterator[tuple[Section, click.Command]]:
+    """The commands that a file has sections for, in order."""
+    return ((words, command) for words, command in all_commands(root) if words[0] not in UNCONFIGURED)
 
 
 def section_of(context: click.Context, name: str) -> Section:
@@ -240,7 +247,7 @@ def section_of(context: click.Context, name: str) -> Section:
 
 def load(context: click.Context, _parameter: click.Parameter, path: str | None) -> None:
     """The callback of ``--config``: reads the file, and hands out what it says for all commands."""
-    configuration = _read(path)
+    configuration = _read(path, named=not context.resilient_parsing)
     context.meta[_META] = configuration
     if configuration.file is not None:
         with contextlib.suppress(click.UsageError):  # Told by ``Configured``.
@@ -248,13 +255,14 @@ def load(context: click.Context, _parameter: click.Parameter, path: str | None) 
             context.default_map = _by_name(values, options_of(context.command, context))
 
 
-def _read(path: str | None) -> Configuration:
+def _read(path: str | None, named: bool) -> Configuration:
+    """``named``: whether somebody runs the command, and has not just typed a part of it."""
     if path is None and config_file.VARIABLE in os.environ:
         path = ""  # Which click takes for none at all.
     try:
         if path is None:
             return Configuration(config_file.find(os.environ))
-        return Configuration(config_file.read(path) if path else None)
+        return Configuration(config_file.read(path, named=named) if path else None)
     except NeveError as error:
         return Configuration(failure=error)
 
@@ -292,7 +300,7 @@ def _homes(root: click.Context, key: str) -> str:
     assert isinstance(root.command, click.Group)
     found = [
         f"[{shown_key(words)}]"
-        for words, command in all_commands(root.command)
+        for words, command in configured_commands(root.command)
         if key in options_of(command, click.Context(command, parent=root))
     ]
     return f"it belongs to {' or '.join(found)}" if found else ""
@@ -303,16 +311,13 @@ class Configured(click.Group):
 
     group_class = type
 
-    unconfigured = frozenset({"completion", "config", "man"})
-    """Commands that work whatever the file says."""
-
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         if name is None or command is None or isinstance(command, click.Group) or command.hidden:
             return name, command, rest
-        if section_of(ctx, name)[0] in self.unconfigured:
+        if section_of(ctx, name)[0] in UNCONFIGURED:
             return name, command, rest
         try:
             self._configure(ctx, name, command)

@@ -85,7 +85,7 @@ def repaired(options: StoreOptions, source: str, *, nars: bool) -> RepairReport:
     # In this order: a process cannot write to an embedded store that it has open for reading only.
     with (
         options.open(write=True) as store,
-        StoreOptions(source, if_missing="").open() as other,
+        StoreOptions.at(source, if_missing="").open() as other,
         progress_bar("verifying") as progress,
     ):
         report = repair(store.services, other.services, progress, nar_hashes=nars)

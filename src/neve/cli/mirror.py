@@ -102,7 +102,7 @@ def _opened(source: str, target: str, *, write: bool) -> Iterator[tuple[Services
     from neve.store.services import services_of_cache
 
     if not is_source(source):
-        with StoreOptions(source, if_missing="").open():
+        with StoreOptions.at(source, if_missing="").open():
             pass  # Before a store is made that nothing will be copied to.
     with contextlib.ExitStack() as stack:
         # First: a process cannot write to an embedded store that it has open for reading only.
@@ -111,7 +111,7 @@ def _opened(source: str, target: str, *, write: bool) -> Iterator[tuple[Services
             services = services_of_cache(source, to, netrc_file=netrc_file())
             stack.callback(services.path_infos.close)
         else:
-            services = stack.enter_context(StoreOptions(source, if_missing="").open()).services
+            services = stack.enter_context(StoreOptions.at(source, if_missing="").open()).services
         yield services, to
 
 
@@ -119,7 +119,7 @@ def _opened(source: str, target: str, *, write: bool) -> Iterator[tuple[Services
 def _target(target: str, *, write: bool) -> Iterator[Services]:
     with contextlib.ExitStack() as stack:
         try:
-            store = stack.enter_context(StoreOptions(target).open(write=write))
+            store = stack.enter_context(StoreOptions.at(target).open(write=write))
         except NotFound:
             if write:
                 raise

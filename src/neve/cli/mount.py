@@ -17,7 +17,6 @@ from neve.cli.interrupts import Postponed, grace
 from neve.cli.options import StoreOptions, store_options
 from neve.cli.tracing import traced
 from neve.errors import Unavailable
-from neve.registry import shown_url
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def mount(
     from neve.serving.manager import ServiceManager
 
     how = MountOptions(
-        source=shown_url(store.url),
+        source=store.shown(),
         allow_other=options["allow_other"],
         nonempty=options["nonempty"],
         noexec=options["noexec"],
@@ -71,7 +70,7 @@ def mount(
     manager = ServiceManager(None if background else os.environ)
 
     def serve(ready: Ready) -> None:
-        with grace(_GRACE_SECONDS), traced(otlp, "mount"), store.open() as opened:
+        with grace(_GRACE_SECONDS), traced(otlp, "mount"), store.open_for_use() as opened:
             _serve(opened, place, how, session, ready, manager)
 
     if background:

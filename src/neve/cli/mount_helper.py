@@ -24,6 +24,7 @@ _FLAGS = {
 }
 _VALUES = {
     "threads": "--threads",
+    "store_composition": "--store-composition",
     "blob_service_addr": "--blob-service-addr",
     "directory_service_addr": "--directory-service-addr",
     "path_info_service_addr": "--path-info-service-addr",

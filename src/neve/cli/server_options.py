@@ -247,12 +247,15 @@ def worker_start(
 ) -> WorkerStart:
     """How ``workers`` processes are started: by the command ``name``, after the options of this process,
     which say what it tells. Raises ``InvalidRequest`` if they cannot share ``store``."""
+    from neve.cli.options import forget_variables
     from neve.serving.main import WorkerStart
-    from neve.store.places import check_shareable
+    from neve.store.places import check_shareable, home
 
     if workers > 1:
-        services = (store.blob_service, store.directory_service, store.path_info_service)
-        check_shareable([service or store.url for service in services])
+        addresses = store.addresses()
+        # Of what is composed, the addresses are not what anybody has written.
+        check_shareable(list(map(home, addresses)) if store.composition is not None else addresses)
+        forget_variables()  # Workers are told through a pipe.
     ours = context.find_root().params
     # Without a configuration file: what it said here counts, also when a worker is started again.
     log = ["--config=", "--log-level", ours["log_level"], *(["--json"] if ours["as_json"] else [])]
@@ -260,7 +263,7 @@ def worker_start(
     return WorkerStart(
         # -P: what lies in the current folder is not ours.
         command=[sys.executable, "-P", "-m", "neve.cli", *log, name],
-        store={**dataclasses.asdict(store), "write": write},
+        store={**store.for_worker(), "write": write},
     )
 
 
@@ -297,4 +300,4 @@ def services_of_worker(values: Mapping[str, Any]) -> contextlib.AbstractContextM
 
     options = dict(values)
     write = options.pop("write")
-    return opened_services(StoreOptions(**options), write=write)
+    return opened_services(StoreOptions.of_worker(options), write=write)

@@ -8,7 +8,7 @@ import click
 
 from neve.cli import output
 from neve.cli.server_options import FILE
-from neve.errors import Conflict, NotFound, PermissionDenied, Unavailable
+from neve.errors import Conflict, NotFound
 
 
 @click.command()
@@ -40,6 +40,7 @@ def _append(path: str, name: str, line: str) -> None:
     """Adds a line to a file of tokens, which must have none by that name. Raises ``Conflict``, and what
     reading it raises."""
     from neve.http_cache.tokens import read_tokens
+    from neve.packstore.layout import translate_os_error
 
     try:
         known = read_tokens(path)
@@ -57,5 +58,4 @@ def _append(path: str, name: str, line: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        kind = PermissionDenied if isinstance(error, PermissionError) else Unavailable
-        raise kind(f"cannot write {path}: {error.strerror}") from error
+        raise translate_os_error(error, f"cannot write {path}") from error

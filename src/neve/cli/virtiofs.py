@@ -94,7 +94,7 @@ def _sessions(store: StoreOptions, options: SessionOptions) -> Iterator[Callable
         sessions.append(GuestSession(shown(opened), options))
         return sessions[-1]
 
-    with store.open() as opened:
+    with store.open_for_use() as opened:
         yield make
         leave(sessions)
 

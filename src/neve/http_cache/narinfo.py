@@ -79,12 +79,11 @@ class NarInfos:
         self._kept = _Kept(kept_bytes)
         self._make = partial(_make, settings.narinfo_compression)
         self._filler = partial(_filled, services, settings, settings.signing_key())
-        self._at_once = services.path_infos.looks_up_at_once
 
     async def get(self, exchange: Exchange, name: str) -> bytes | None:
         """The narinfo of the path whose digest, in nixbase32, is ``name``. Raises ``InvalidRequest`` if it
         is none, and what the services raise."""
-        if not self._at_once:
+        if not self._path_infos.looks_up_at_once:
             digest = base32.decode(name)
             with exchange.working(), far_errors():
                 path_info = await self._threads.ask(self._path_infos.describe, digest)

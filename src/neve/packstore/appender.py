@@ -19,6 +19,7 @@ from neve.packstore import pack
 from neve.packstore.index import Index
 from neve.packstore.index_writer import IndexWriter
 from neve.packstore.layout import PACKS_DIR, os_errors, pack_ids, pack_name, sync_directory
+from neve.packstore.reserve import make_reserve
 
 PACK_LIMIT = 512 * 1024 * 1024
 """A pack that has reached this many bytes is not appended to any more."""
@@ -178,6 +179,8 @@ def _is_clean(found: OpenPack, index: Index, key: bytes) -> bool:
 
 def create_pack(store: Path, index: Index, key: bytes) -> OpenPack:
     """A new pack, which this process holds the lock of."""
+    if sum(index.pack_lengths().values()) >= PACK_LIMIT // 2:
+        make_reserve(store)
 
     def next_id(txn: IndexWriter) -> int:
         on_disk = pack_ids(store)

@@ -36,6 +36,7 @@ from neve.packstore.moving import Mover
 from neve.packstore.recovery import frame_location
 from neve.packstore.removal import forget_removals, remove_packs
 from neve.packstore.report import Progress, ignore_progress
+from neve.packstore.reserve import free_bytes
 from neve.packstore.store import PackStore
 from neve.packstore.survey import Survey, packs_in_use
 
@@ -46,8 +47,13 @@ moved to give one back."""
 MIN_DEAD_BYTES = 4096
 
 _REMOVE_EVERY = 1024 * 1024 * 1024
-"""With so many bytes of old packs at hand they are removed. Each time takes a look at the whole index; and
+_REMOVALS = 16
+"""With so many bytes of old packs at hand they are removed; with more in a large store, if there is room for
+it, so that it takes so many steps. Each takes a look at the whole index, and at the heads of all frames; and
 until then a rewriting takes that much more of the disk."""
+
+_HELD_PACKS = 200
+"""With so many at hand they are removed, too: each takes a descriptor."""
 
 
 @dataclass
@@ -120,6 +126,8 @@ class _Compaction:
         self.result = result
         self._progress = progress
         self._mover = Mover(store.path, store.index, store.key)
+        total = sum(store.index.pack_lengths().values())
+        self._remove_every = max(_REMOVE_EVERY, min(total // _REMOVALS, free_bytes(store.path) // 4))
         self._old: dict[int, tuple[int, int]] = {}
         """Packs that were read to the end: descriptor and length."""
 
@@ -149,7 +157,9 @@ class _Compaction:
         if not whole:
             self._mover.commit()
             self._let_go([pack_id])
-        elif sum(size for _, size in self._old.values()) >= _REMOVE_EVERY:
+        elif (
+            sum(size for _, size in self._old.values()) >= self._remove_every or len(self._old) >= _HELD_PACKS
+        ):
             self.finish()
         return True
 

@@ -7,6 +7,7 @@
     index/              the LMDB environment
     packs/NNNNNNNN.pack the pack files, eight lower-case hex digits
     uses/               what processes have promised to be there; see ``uses``
+    reserve             room for a collection on a full disk; see ``reserve``
     tmp/                spool files; anything here may be deleted while no process has the store open
 """
 
@@ -25,6 +26,7 @@ from typing import Any
 
 from neve.errors import Corrupt, DiskFull, InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable
 from neve.packstore.pack import KEY_SIZE, check16
+from neve.packstore.reserve import RESERVE_FILE
 
 FORMAT = "neve-store"
 VERSION = 1
@@ -118,7 +120,16 @@ def create(path: Path, settings: dict[str, Any]) -> None:
         with _locked_folder(path):
             if (path / STORE_FILE).exists():
                 return
-            known = {STORE_FILE, LOCK_FILE, INDEX_DIR, PACKS_DIR, TMP_DIR, USES_DIR, "lost+found"}
+            known = {
+                STORE_FILE,
+                LOCK_FILE,
+                INDEX_DIR,
+                PACKS_DIR,
+                TMP_DIR,
+                USES_DIR,
+                RESERVE_FILE,
+                "lost+found",
+            }
             found = [name for name in os.listdir(path) if not name.startswith(f".{STORE_FILE}.")]
             if strangers := sorted(set(found) - known):
                 raise InvalidRequest(

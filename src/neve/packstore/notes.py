@@ -2,8 +2,12 @@
 
 ::
 
-    uses/NAME.uses       head (64 bytes): "neve-use" version:u8 lasting:u8 boot:36; then notes of 33 bytes:
-                         table:u8 key, filled up with zeros. flock: exclusive for as long as it is in use
+    uses/NAME.uses       head (64 bytes): "neve-use" version:u8 lasting:u8 boot:36 zero:2 begun:u64 (seconds
+                         since the boot) zero:8; then notes of 33 bytes: table:u8 key, filled up with zeros.
+                         flock: exclusive for as long as it is in use
+
+How old a file is, two clocks tell: that of the machine, which may be put forward or back, and what the kernel
+counts since it was started. A file counts for as long as either says so.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ its last note."""
 MAX_LASTING = 48 * 3600.0
 """Seconds for which the files of servers are kept: the most that a collection can grant."""
 
-_HEAD = struct.Struct("<8sBB36s18x")
+_HEAD = struct.Struct("<8sBB36s2xQ8x")
 _MAGIC, _VERSION = b"neve-use", 1
 _KEY_SIZE = 32
 _NOTE_SIZE = 1 + _KEY_SIZE
@@ -52,8 +56,14 @@ def boot_id() -> bytes:
         return b""
 
 
-def encode_head(*, lasting: bool) -> bytes:
-    return _HEAD.pack(_MAGIC, _VERSION, lasting, boot_id())
+def seconds_since_boot() -> float:
+    """Goes on while the machine sleeps, and is never put forward or back."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def encode_head(*, lasting: bool, begun: float = 0) -> bytes:
+    """``begun``: when the file's period began, in seconds since the boot; 0: not known."""
+    return _HEAD.pack(_MAGIC, _VERSION, lasting, boot_id(), int(begun))
 
 
 def encode_notes(notes: Iterable[Note]) -> bytes:
@@ -63,6 +73,14 @@ def encode_notes(notes: Iterable[Note]) -> bytes:
 class _Head(NamedTuple):
     lasting: bool
     boot: bytes
+    begun: int
+
+    def age(self, stat: os.stat_result) -> float:
+        """Seconds since the file was begun or written to, whichever is less."""
+        age = time.time() - stat.st_mtime
+        if self.begun and self.boot == boot_id():
+            age = min(age, seconds_since_boot() - self.begun)
+        return age
 
 
 def _read_head(fd: int) -> _Head | None:
@@ -70,10 +88,10 @@ def _read_head(fd: int) -> _Head | None:
     data = os.pread(fd, _HEAD.size, 0)
     if len(data) < _HEAD.size:
         return None
-    magic, version, lasting, boot = _HEAD.unpack(data)
+    magic, version, lasting, boot, begun = _HEAD.unpack(data)
     if magic != _MAGIC or version != _VERSION:
         return None
-    return _Head(bool(lasting), boot.rstrip(b"\0"))
+    return _Head(bool(lasting), boot.rstrip(b"\0"), begun)
 
 
 def remove_left(folder: Path) -> None:
@@ -91,8 +109,7 @@ def _remove_unused(folder: Path) -> None:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 head = _read_head(fd)
-                age = time.time() - os.fstat(fd).st_mtime
-                if head is None or not head.lasting or age > MAX_LASTING + PERIOD:
+                if head is None or not head.lasting or head.age(os.fstat(fd)) > MAX_LASTING + PERIOD:
                     path.unlink()
             finally:
                 os.close(fd)
@@ -113,20 +130,20 @@ class NotesReader:
         """False if the machine went down while a server's notes that count were being written."""
         with os_errors(f"cannot read {self._folder}"):
             _remove_unused(self._folder)
-            oldest = time.time() - grace - PERIOD
+            oldest = grace + PERIOD if grace else -1
             for path in self._paths():
                 with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
-                    self._begin(path.name, file.fileno(), None if not grace else oldest)
+                    self._begin(path.name, file.fileno(), oldest)
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("*" + SUFFIX))
 
-    def _begin(self, name: str, fd: int, oldest: float | None) -> None:
-        """Decides where reading a file begins; ``oldest`` is the last use of one that counts."""
+    def _begin(self, name: str, fd: int, oldest: float) -> None:
+        """Decides where reading a file begins; ``oldest``: the age of one that just counts; -1: none does."""
         head, stat = _read_head(fd), os.fstat(fd)
         if head is None or not head.lasting:
             return
-        if oldest is None or stat.st_mtime < oldest:
+        if oldest < 0 or head.age(stat) > oldest:
             self._read[name] = stat.st_size - (stat.st_size - _HEAD.size) % _NOTE_SIZE
         elif head.boot != boot_id() and os.pread(fd, _NOTE_SIZE, stat.st_size - _NOTE_SIZE) != END_NOTE:
             self.is_certain = False

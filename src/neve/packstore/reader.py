@@ -168,17 +168,18 @@ class Reader:
 
         Raises ``NotFound`` if the record was deleted.
         """
-        try:
-            return self.record(location)
-        except NotFound:
-            moved = again().get(key)
-            if moved is None:
-                raise NotFound(f"{key.hex()} has been deleted") from None
-            if moved.place == location.place:
-                raise Corrupt(
-                    f"{key.hex()} lies in pack {pack_name(pack_of(location.place))}, which is missing"
-                ) from None
-            return self.record(moved)
+        while True:
+            try:
+                return self.record(location)
+            except NotFound:
+                moved = again().get(key)
+                if moved is None:
+                    raise NotFound(f"{key.hex()} has been deleted") from None
+                if moved.place == location.place:
+                    raise Corrupt(
+                        f"{key.hex()} lies in pack {pack_name(pack_of(location.place))}, which is missing"
+                    ) from None
+                location = moved  # Never to where it was before: collections may come one after the other.
 
     def close(self) -> None:
         self._files.close()

@@ -177,6 +177,11 @@ class PackStore:
             raise PermissionDenied(f"the store in {self.path} is open read-only")
         return self._uses
 
+    @property
+    def is_swept(self) -> bool:
+        """Whether a collection is just sweeping: whoever asks what is there, waits for the end of that."""
+        return self._uses is not None and self._uses.is_swept
+
     def temporary_folder(self) -> Path:
         """For spool files; lies on the store's own file system."""
         return self.path / layout.TMP_DIR
@@ -210,6 +215,8 @@ class PackStore:
         reading: bool = False,
     ) -> T:
         if self._uses is None or not table.collected or getattr(self._looking, "only", False):
+            return look_up()
+        if self._uses.only_dated and not table.dated:
             return look_up()
         return self._uses.promise(table.id, look_up, found, dated=table.dated, reading=reading)
 

@@ -40,7 +40,16 @@ from typing import ClassVar, TypeVar
 from neve.errors import NeveError
 from neve.packstore.gate import Gate, removal_lock
 from neve.packstore.layout import USES_DIR, os_errors, sync_directory
-from neve.packstore.notes import END_NOTE, PERIOD, SUFFIX, Note, encode_head, encode_notes, remove_left
+from neve.packstore.notes import (
+    END_NOTE,
+    PERIOD,
+    SUFFIX,
+    Note,
+    encode_head,
+    encode_notes,
+    remove_left,
+    seconds_since_boot,
+)
 
 T = TypeVar("T")
 
@@ -58,11 +67,24 @@ def lasting_uses() -> Iterator[None]:
         Uses.lasting = before
 
 
+@contextlib.contextmanager
+def following_paths() -> Iterator[None]:
+    """For who goes on using what it finds, and finds it by dated records: within the block nothing else is
+    noted, because what those refer to stays with them."""
+    before, Uses.only_dated = Uses.only_dated, True
+    try:
+        yield
+    finally:
+        Uses.only_dated = before
+
+
 class Uses:
     """The notes of one process about one store. Thread-safe; not to be used after a fork."""
 
     lasting: ClassVar[bool] = False
     """Whether this process answers others, who go on after it has ended; see ``lasting_uses``."""
+    only_dated: ClassVar[bool] = False
+    """Whether only dated records are noted when they are found; see ``following_paths``."""
 
     def __init__(self, store: Path, note_dates: Callable[[Iterable[bytes], int], None]) -> None:
         """``note_dates`` puts the time of last use (seconds since 1970) of keys into the index."""
@@ -73,12 +95,13 @@ class Uses:
         self._note_dates = note_dates
         self._lock = threading.Lock()
         self._fd = -1
-        self._begun = time.monotonic()
+        self._begun = seconds_since_boot()
         self._pid = os.getpid()
         # What was noted in this file and found by a look that counts, since so many collections have begun.
         self._noted: set[Note] = set()
         self._noted_since = -1
         self._dated: set[bytes] = set()
+        self._dates_due = False
         self._pending = bytearray()
 
     def promise(
@@ -102,7 +125,8 @@ class Uses:
             return result
         if dated:
             self._note_dated(keys)
-        if self._begin_period():
+        if self._begin_period() or self._dates_due:
+            self._dates_due = False
             self._flush_dates()
         if self._all_noted(table, keys):
             return result
@@ -140,6 +164,11 @@ class Uses:
                 self._noted.update(notes)
         return result
 
+    @property
+    def is_swept(self) -> bool:
+        """Whether a sweep is under way, for which ``promise`` waits."""
+        return bool(self._gate.signs().sweeps % 2)
+
     def note(self, table: int, keys: Iterable[bytes], *, dated: bool = False) -> None:
         """Notes keys that are about to be stored, with the next ``flush``; they stay for now once they are.
 
@@ -155,6 +184,8 @@ class Uses:
     def flush(self) -> None:
         """Writes what is to be noted; before anything of it is committed. Raises ``DiskFull``."""
         if self._pending and os.getpid() == self._pid:
+            # The dates are for later: this is within a transaction of the index.
+            self._dates_due |= self._begin_period()
             self._append(())
 
     def _all_noted(self, table: int, keys: Iterable[bytes]) -> bool:
@@ -194,7 +225,8 @@ class Uses:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.fstat(fd).st_nlink:  # In between it may have been taken for one that was left.
-                    os.write(fd, encode_head(lasting=self.lasting))
+                    self._give_to_owner(fd)
+                    os.write(fd, encode_head(lasting=self.lasting, begun=self._begun))
                     if self.lasting:
                         os.fsync(fd)
                         sync_directory(self._folder)
@@ -206,14 +238,21 @@ class Uses:
                 raise
             os.close(fd)
 
+    def _give_to_owner(self, fd: int) -> None:
+        """Whoever collects must be able to read it, also if root has the store of somebody else mounted."""
+        if os.geteuid() == 0:
+            owner = os.stat(self._folder)
+            with contextlib.suppress(OSError):
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+
     def _begin_period(self) -> bool:
         """Returns whether it was time to."""
-        if time.monotonic() - self._begun <= PERIOD:
+        if seconds_since_boot() - self._begun <= PERIOD:
             return False
         with self._lock:
-            if time.monotonic() - self._begun <= PERIOD:
+            if seconds_since_boot() - self._begun <= PERIOD:
                 return False
-            self._begun = time.monotonic()
+            self._begun = seconds_since_boot()
             if self.lasting:
                 self._noted = set()
                 self._end_file()

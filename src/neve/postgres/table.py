@@ -43,13 +43,13 @@ class DatedTable:
             def ask(connection: Connection, part: Sequence[bytes] = part) -> set[bytes]:
                 rows = connection.execute(self._statements["present"], [part], binary=True).fetchall()
                 stale = [digest for digest, is_stale in rows if is_stale]
-                return {digest for digest, is_stale in rows if not is_stale} | self._used(connection, stale)
+                return {digest for digest, is_stale in rows if not is_stale} | self.use(connection, stale)
 
             found |= self._database.write(ask)
         return found
 
-    def _used(self, connection: Connection, digests: Sequence[bytes]) -> set[bytes]:
-        """Notes that these are in use; those of them that are still there."""
+    def use(self, connection: Connection, digests: Sequence[bytes]) -> set[bytes]:
+        """Notes that these are used; those of them that are still there."""
         if not digests:
             return set()
         rows = connection.execute(self._statements["use"], [digests], binary=True).fetchall()
@@ -59,7 +59,7 @@ class DatedTable:
         """Notes that these were given out. Where nothing can be written that is not worth a failure."""
         for part in parts(digests):
             try:
-                self._database.write(lambda connection, part=part: self._used(connection, part))  # type: ignore[misc]
+                self._database.write(lambda connection, part=part: self.use(connection, part))  # type: ignore[misc]
             except PermissionDenied as error:
                 LOGGER.debug("it is not noted that records are in use: %s", error)
                 return

@@ -135,7 +135,7 @@ class AdminHandlers:
         packs, service = self._services.packs, self._services.directories
         if packs is not None:
             return missing, set(packs.missing(DIRECTORIES, directories))
-        return missing, {digest for digest in set(directories) if service.get(digest) is None}
+        return missing, set(service.freshen(directories))
 
     # Path infos.
 

@@ -10,7 +10,7 @@ from neve.rpc.status import shortened
 from neve.server.telling import PROBLEMS_A_MESSAGE
 from neve.store.gc.remote import report_message
 from neve.store.gc.report import GcReport
-from neve.store.gc.rules import DEFAULT_GRACE, Rules
+from neve.store.gc.rules import Rules
 
 
 def rules_of(request: GcRequest) -> Rules:
@@ -21,7 +21,7 @@ def rules_of(request: GcRequest) -> Rules:
         keep_newer=request.keep_newer if request.HasField("keep_newer") else None,
         max_size=request.max_size if request.HasField("max_size") else None,
         ignore_missing=request.ignore_missing,
-        grace=request.grace if request.HasField("grace") else DEFAULT_GRACE,
+        grace=request.grace if request.HasField("grace") else None,
         dry_run=request.dry_run,
     )
 

@@ -53,8 +53,9 @@ class Worker:
         self.name = name
         self.process = process
         self.ready_since: float | None = None
-        self.heard = 0.0
-        """When it was heard of."""
+        self.missed = 0
+        """How often in a row it was looked at and had not been heard of since. Not seconds: after a machine
+        was paused, or all of us were frozen, those would have passed, and nobody would be to blame."""
         self.failure: str | None = None
         """Why it does not start, in its own words."""
 
@@ -170,13 +171,13 @@ class Workers:
         """Ends workers that hang, and tells whether any serves."""
         beat = self.watch.beat_seconds
         assert beat is not None
-        now = time.monotonic()
         serving = [worker for worker in self._workers.values() if worker.ready_since]
         for worker in serving:
-            if now - worker.heard > SILENT_BEATS * beat and worker.process.poll() is None:
-                LOGGER.error("%s hangs: nothing was heard of it for %.3g s", worker, now - worker.heard)
+            worker.missed += 1
+            if worker.missed > SILENT_BEATS and worker.process.poll() is None:
+                LOGGER.error("%s hangs: nothing was heard of it for %.3g s", worker, worker.missed * beat)
                 worker.process.kill()
-        if any(now - worker.heard <= _RECENT_BEATS * beat for worker in serving):
+        if any(worker.missed <= _RECENT_BEATS for worker in serving):
             self.watch.alive()
 
     def stop(self, grace: float) -> None:
@@ -241,11 +242,11 @@ class Workers:
             self._gone(worker)
             self._count_serving()
         elif "ready" in report:
-            worker.ready_since = worker.heard = time.monotonic()
+            worker.ready_since, worker.missed = time.monotonic(), 0
             self._ready(worker)
             self._count_serving()
         elif "alive" in report:
-            worker.heard = time.monotonic()
+            worker.missed = 0
         elif "stopping" in report:
             self._gone(worker)
         elif "failed" in report:

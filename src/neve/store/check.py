@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from neve.castore.blobs.local_write import BLOBS
-from neve.castore.digest import Digest, format_digest
+from neve.castore.digest import Digest, b3_digest, format_digest
 from neve.castore.directories.local import DIRECTORIES
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node
-from neve.errors import NeveError, Unavailable
+from neve.errors import NeveError, NotFound, Unavailable
 from neve.nix import base32
 from neve.packstore import check as packs_check
 from neve.packstore.layout import os_errors, read_settings
 from neve.packstore.store import PackStore, check_path
 from neve.registry import parse_address
+from neve.store.gc.digest_set import DigestSet
 from neve.store.nar_nodes import NAR_NODES
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import PathInfoService
@@ -179,20 +180,40 @@ def _check_nar(services: Services, path_info: PathInfo, report: VerifyReport, pr
         report.problems.append(f"{path_info.store_path}: its path info states another NAR hash or size")
 
 
+_NOTHING: frozenset[Digest] = frozenset()
+
+
+class _Below:
+    """What is bad at or below Directories that were looked at. Most are whole, and take 30 bytes each."""
+
+    def __init__(self) -> None:
+        self._whole = DigestSet()
+        self._bad: dict[Digest, frozenset[Digest]] = {}
+
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._bad or digest in self._whole
+
+    def __setitem__(self, digest: Digest, bad: frozenset[Digest]) -> None:
+        if bad:
+            self._bad[digest] = bad
+        else:
+            self._whole.add_new([digest])
+
+    def __getitem__(self, digest: Digest) -> frozenset[Digest]:
+        return self._bad.get(digest, _NOTHING)
+
+
 class PathCheck:
-    """Follows path infos into the store and collects which of them each bad object breaks.
-
-    Keeps for each Directory seen what is bad below it, which mostly is one shared empty set.
-    """
-
-    _NOTHING: frozenset[Digest] = frozenset()
+    """Follows path infos into the store and collects which of them each bad object breaks."""
 
     def __init__(self, services: Services, damaged: dict[Digest, str], progress: Progress) -> None:
         self._services = services
         self._progress = progress
         self._what = dict(damaged)
         self._read_blobs = services.packs is None
-        self._below: dict[Digest, frozenset[Digest]] = {}
+        self._below = _Below()
+        self._read = DigestSet()
+        """Blobs that were read and are whole, by digest and size."""
         self._broken: dict[Digest, list[str]] = {digest: [] for digest in damaged}
         self.kinds: dict[Digest, str] = {}
         """What was found bad: a blob, chunk or Directory."""
@@ -223,7 +244,7 @@ class PathCheck:
             return self._files([node])
         if isinstance(node, DirectoryNode):
             return self._directory(node.digest)
-        return self._NOTHING
+        return _NOTHING
 
     def _directory(self, root: Digest) -> frozenset[Digest]:
         """What is bad at or below a Directory; children first, without recursion."""
@@ -260,14 +281,15 @@ class PathCheck:
         if digest in self._what:
             bad |= self._note(digest, "Directory", self._what[digest])
         for _, child in directory.directories():
-            if below := self._below.get(child.digest, self._NOTHING):
+            if below := self._below[child.digest]:
                 bad |= below
-        return bad or self._NOTHING
+        return bad or _NOTHING
 
     def _files(self, nodes: list[FileNode]) -> frozenset[Digest]:
         blobs = self._services.blobs
-        wanted = list(dict.fromkeys(node.digest for node in nodes))
-        bad = self._NOTHING
+        # What is read shows by that whether it is there; and asking may keep it fresh (``castore.ages``).
+        wanted = [] if self._read_blobs else list(dict.fromkeys(node.digest for node in nodes))
+        bad = _NOTHING
         try:
             for digest in blobs.missing(wanted):
                 bad |= self._note(digest, "blob", "is missing")
@@ -281,18 +303,23 @@ class PathCheck:
             if node.digest in self._what:
                 bad |= self._note(node.digest, "blob", self._what[node.digest])
             elif self._read_blobs or node.size > WHOLE_FILE_LIMIT:
-                bad |= self._contents(node)
+                bad |= self._contents_once(node)
         return bad
 
     def _one_blob(self, digest: Digest) -> frozenset[Digest]:
         try:
-            return (
-                self._NOTHING
-                if self._services.blobs.has(digest)
-                else self._note(digest, "blob", "is missing")
-            )
+            return _NOTHING if self._services.blobs.has(digest) else self._note(digest, "blob", "is missing")
         except NeveError as error:
             return self._note(digest, "blob", str(error))
+
+    def _contents_once(self, node: FileNode) -> frozenset[Digest]:
+        """What ``_contents`` gives; of what is whole that is not asked again."""
+        key = b3_digest(node.digest + node.size.to_bytes(8, "little"))
+        if key in self._read:
+            return _NOTHING
+        if not (bad := self._contents(node)):
+            self._read.add_new([key])
+        return bad
 
     def _contents(self, node: FileNode) -> frozenset[Digest]:
         """Checks the chunks of a large blob, or reads it where nothing was re-hashed before."""
@@ -310,11 +337,13 @@ class PathCheck:
                 missing = set(blobs.missing(digests))
                 if bad := [digest for digest in digests if digest in self._what or digest in missing]:
                     return self._bad_chunks(node, bad)
+        except NotFound as error:
+            return self._note(node.digest, "blob", "is missing" if self._read_blobs else str(error))
         except NeveError as error:
             return self._note(node.digest, "blob", str(error))
         if size != node.size:
             return self._note(node.digest, "blob", f"has {size} bytes, its node says {node.size}")
-        return self._NOTHING
+        return _NOTHING
 
     def _bad_chunks(self, node: FileNode, bad: list[Digest]) -> frozenset[Digest]:
         """What is damaged or missing of a large blob breaks it, and the paths that it breaks."""

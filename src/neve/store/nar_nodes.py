@@ -14,8 +14,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from neve.castore.digest import b3_digest
-from neve.castore.node import MAX_SIZE, Node
+from neve.castore.blobs.local_write import BLOBS
+from neve.castore.digest import EMPTY_BLOB, b3_digest
+from neve.castore.directories.local import DIRECTORIES
+from neve.castore.node import MAX_SIZE, DirectoryNode, FileNode, Node
 from neve.errors import Corrupt, InvalidRequest, Unsupported
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, Table
@@ -124,18 +126,30 @@ class LocalNarNodes(NarNodes):
         return self._store
 
     def put(self, node: Node, nar: Nar, *, file_sha256: bytes | None = None) -> None:
-        self._put(_records(node, nar, file_sha256))
+        self._put(_records(node, nar, file_sha256), [node])
 
     def put_many(self, entries: Sequence[tuple[Node, Nar]]) -> None:
-        self._put([record for node, nar in entries for record in _records(node, nar, None)])
+        records = [record for node, nar in entries for record in _records(node, nar, None)]
+        self._put(records, [node for node, _ in entries])
 
-    def _put(self, records: Sequence[Record]) -> None:
+    def _put(self, records: Sequence[Record], nodes: Sequence[Node]) -> None:
         by_key = {record.key: record for record in records}
         absent = self._store.missing(NAR_NODES, list(by_key))
+        if len(absent) < len(by_key) and not self._are_there(nodes):
+            # A collection may just be dropping what the map knows of a tree that was gone, and is being put.
+            absent = list(by_key)
         if absent:
             with self._store.writer.session() as session:
                 self._store.stage(NAR_NODES, [by_key[key] for key in absent], session)
                 self._store.writer.commit(session)
+
+    def _are_there(self, nodes: Sequence[Node]) -> bool:
+        """Whether the store has the trees, and not only what was staged of them."""
+        for table, kind in ((BLOBS, FileNode), (DIRECTORIES, DirectoryNode)):
+            digests = {node.digest for node in nodes if isinstance(node, kind)} - {EMPTY_BLOB}
+            if len(self._store.find(table, list(digests))) < len(digests):
+                return False
+        return True
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
         data = self._store.get(NAR_NODES, BY_HASH + check_nar_hash(sha256))

@@ -14,6 +14,7 @@ from neve.nix.store_path import StorePath
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, Table, TableTransaction
 from neve.store.pathinfos.local import PATH_INFOS
+from neve.store.wire import decode_path_name
 
 PINS = Table(7, "pins")
 
@@ -49,11 +50,13 @@ class Pins:
         if not paths:
             raise InvalidRequest("a pin needs a store path")
         # From here on no collection takes them.
-        absent = set(self._packs.missing(PATH_INFOS, [path.digest for path in paths]))
+        self._packs.promise(PATH_INFOS, [path.digest for path in paths])
 
         def change(transaction: TableTransaction) -> Pin:
             for path in paths:
-                if path.digest in absent:
+                data = transaction.get(PATH_INFOS, path.digest)
+                # Two store paths may differ in their names only by a slip.
+                if data is None or decode_path_name(data) != path:
                     raise NotFound(f"{path} is not in the store; only what is there can be pinned")
             stored = transaction.get(PINS, key)
             before = () if stored is None else _decode(key, stored).paths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote, urlencode
 
 from neve.errors import InvalidRequest
@@ -51,6 +51,22 @@ def home(url: str) -> str:
     return url if following is None else home(following)
 
 
+def read_only(url: str) -> str:
+    """The address for who only reads: needs no permission to write in embedded stores, and makes none."""
+    address = parse_address(url)
+    if address.scheme == "local" and address.path and "mode" not in address.parameters:
+        return f"{url}{'&' if address.parameters else '?'}mode=ro"
+    return _with_nested(url, {name: read_only(nested) for name, nested in nested_addresses(url).items()})
+
+
+def _with_nested(url: str, changed: Mapping[str, str]) -> str:
+    """The address with others in it."""
+    parameters = parse_address(url).parameters
+    if all(parameters[name] == nested for name, nested in changed.items()):
+        return url
+    return f"{url.partition('?')[0]}?{urlencode({**parameters, **changed}, quote_via=quote, safe='')}"
+
+
 def check_shareable(urls: Sequence[str]) -> None:
     """Raises ``InvalidRequest`` if what is put to one of these stores is there in one process only.
 
@@ -74,10 +90,7 @@ def pin_temporary(url: str) -> str:
     if address.scheme == "local" and not address.host and not address.path and writable:
         query = url.partition("?")[2]
         return f"local://{quote(str(temporary_folder()))}" + (f"?{query}" if query else "")
-    pinned = {name: _pinned_nested(nested) for name, nested in nested_addresses(url).items()}
-    if all(address.parameters[name] == nested for name, nested in pinned.items()):
-        return url
-    return f"{url.partition('?')[0]}?{urlencode({**address.parameters, **pinned}, quote_via=quote, safe='')}"
+    return _with_nested(url, {name: _pinned_nested(nested) for name, nested in nested_addresses(url).items()})
 
 
 def _pinned_nested(url: str) -> str:

@@ -144,6 +144,6 @@ _STATEMENTS = {
 }
 
 
-def open_nar_nodes(address: Address) -> PostgresNarNodes:
+def open_nar_nodes(address: Address) -> NarNodes:
     """``postgresql://user@host/database``"""
     return PostgresNarNodes(Database.open(address))

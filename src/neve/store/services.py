@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neve.castore.blobs.base import BlobService
 from neve.castore.blobs.urls import BLOB_SERVICES
@@ -14,7 +16,17 @@ from neve.castore.directory import SizeRule
 from neve.errors import Corrupt, InvalidRequest
 from neve.packstore.address import SIZE_RULE_SETTING, open_address
 from neve.packstore.store import PackStore
-from neve.registry import parse_address
+from neve.registry import Schemes, parse_address
+from neve.store.composition import (
+    BLOBS,
+    DIRECTORIES,
+    KINDS,
+    PATH_INFOS,
+    Composition,
+    Opening,
+    of_address,
+    read,
+)
 from neve.store.nar.render import NarCalculation, NarRenderer, RenderingNarCalculation
 from neve.store.nar_nodes import LocalNarNodes, MemoryNarNodes, NarNodes
 from neve.store.pathinfos.base import PathInfoService
@@ -39,6 +51,8 @@ class Services:
     """The embedded store behind the services, if all of them lie in one."""
     remote: RemoteAdmin | None = None
     """The administration of the server behind the services, if all of them are on one."""
+    opening: Opening | None = None
+    """What owns those of them that a composition describes."""
     renderer: NarRenderer = field(init=False)
     nar_calculation: NarCalculation = field(init=False)
 
@@ -64,47 +78,90 @@ class Services:
                 closing.callback(self.remote.close)
             for service in (self.blobs, self.directories, self.nar_nodes, self.path_infos):
                 closing.callback(service.close)
+            if self.opening is not None:
+                closing.callback(self.opening.close)
 
 
 def open_services(
     url: str | None = None,
     *,
+    composition: Composition | str | os.PathLike[str] | None = None,
     blob_service: str | None = None,
     directory_service: str | None = None,
     path_info_service: str | None = None,
     netrc_file: str | None = None,
 ) -> Services:
-    """Opens the services at ``url``; each of the others overrides one service.
+    """Opens the services at ``url``, or which ``composition`` describes (or the file of that name); each of
+    the others overrides one service.
 
     ``netrc_file`` may have passwords for binary caches, and need not exist. Raises ``InvalidRequest`` for
     an address that is none, and what the backends raise.
     """
-    pinned = [
-        None if a is None else pin_temporary(a)
-        for a in (url, blob_service, directory_service, path_info_service)
-    ]
-    addresses = [pinned[0] if a is None else a for a in pinned[1:]]
-    if None in addresses:
-        raise InvalidRequest("name a store, or the address of each of the three services")
-    blobs_url, directories_url, path_infos_url = [str(a) for a in addresses]
+    if url is not None and composition is not None:
+        raise InvalidRequest("a store has an address, or a composition, not both")
+    if composition is not None and not isinstance(composition, Composition):
+        composition = read(composition)
+    if url is not None and (named := of_address(url)) is not None:
+        url, composition = None, named
+    own = _own_addresses(url, blob_service, directory_service, path_info_service)
     with contextlib.ExitStack() as opened:
-        blobs = BLOB_SERVICES.open(blobs_url)
-        opened.callback(blobs.close)
-        directories = DIRECTORY_SERVICES.open(directories_url)
-        opened.callback(directories.close)
-        rule = _size_rule(home(directories_url))
+        described = _Described(own, composition, opened)
+        blobs_url, directories_url, path_infos_url = map(described.url, KINDS)
+        blobs: BlobService = described.open(BLOBS, BLOB_SERVICES)
+        directories: DirectoryService = described.open(DIRECTORIES, DIRECTORY_SERVICES)
+        rule = _size_rule(directories_url)
         nar_nodes = _nar_nodes(home(path_infos_url), home(directories_url))
         opened.callback(nar_nodes.close)
         context = PathInfoContext(blobs, directories, nar_nodes, rule, netrc_file)
-        path_infos = PATH_INFO_SERVICES.open(path_infos_url, context)
-        opened.callback(path_infos.close)
+        path_infos: PathInfoService = described.open(PATH_INFOS, PATH_INFO_SERVICES, context)
         packs = None
         if blobs_url == directories_url == path_infos_url and is_local(blobs_url):
             packs = open_address(parse_address(blobs_url))
             opened.callback(packs.close)
         remote = _remote(blobs_url, directories_url, path_infos_url)
         opened.pop_all()
-        return Services(blobs, directories, path_infos, nar_nodes, rule, packs, remote)
+        return Services(blobs, directories, path_infos, nar_nodes, rule, packs, remote, described.opening)
+
+
+def _own_addresses(url: str | None, *services: str | None) -> dict[str, str | None]:
+    """Where services are that have an address: of their own, or the store's."""
+    pinned = [None if address is None else pin_temporary(address) for address in (url, *services)]
+    return dict(zip(KINDS, (pinned[0] if each is None else each for each in pinned[1:]), strict=True))
+
+
+class _Described:
+    """The services of a store, each at an address of its ``own``, or as composed."""
+
+    def __init__(
+        self, own: Mapping[str, str | None], composition: Composition | None, opened: contextlib.ExitStack
+    ) -> None:
+        """``opened`` gets what closes them."""
+        if composition is None and None in own.values():
+            raise InvalidRequest("name a store, or the address of each of the three services")
+        self._own = own
+        self._composition = composition
+        self._opened = opened
+        self.opening: Opening | None = None
+        if composition is not None:
+            self.opening = Opening(composition, _size_rule)
+            opened.callback(self.opening.close)
+
+    def url(self, kind: str) -> str:
+        """Where the service of this kind is."""
+        address = self._own[kind]
+        if address is None:
+            assert self._composition is not None
+            return self._composition.url(kind)
+        return address
+
+    def open(self, kind: str, schemes: Schemes[Any], context: PathInfoContext | None = None) -> Any:
+        address = self._own[kind]
+        if address is None:
+            assert self.opening is not None
+            return self.opening.root(kind, context)
+        service = schemes.open(address, context)
+        self._opened.callback(service.close)
+        return service
 
 
 def services_of_cache(url: str, keeping: Services, *, netrc_file: str | None = None) -> Services:
@@ -146,6 +203,10 @@ def _nar_nodes(path_infos_url: str, directories_url: str) -> NarNodes:
         from neve.store.postgresql import open_nar_nodes
 
         return open_nar_nodes(parse_address(url))
+    if parse_address(url).scheme == "bigtable" and url == path_infos_url:
+        from neve.store.bigtable import open_nar_nodes
+
+        return open_nar_nodes(parse_address(url))
     if not is_local(url):
         return MemoryNarNodes()
     return LocalNarNodes(open_address(parse_address(url)))
@@ -153,6 +214,7 @@ def _nar_nodes(path_infos_url: str, directories_url: str) -> NarNodes:
 
 def _size_rule(directories_url: str) -> SizeRule:
     """How the sizes of Directories that are made for this service are counted."""
+    directories_url = home(directories_url)
     if is_remote(directories_url):
         # Those who know their services by these names refuse Directories of the other rule.
         snix = parse_address(directories_url).parameters.get("flavor") == "snix"

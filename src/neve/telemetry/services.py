@@ -20,6 +20,7 @@ T = TypeVar("T")
 _CALLS = (
     *("has", "missing", "missing_blobs", "chunks", "open_read", "read", "put_many", "get", "get_many"),
     *("describe", "put", "add_signatures", "referrers", "list", "names", "delete_many"),
+    *("freshen", "list_with_ages", "list_chunks_with_ages", "delete_chunks"),
 )
 _ANSWERS = ("read_many", "read_bundles", "stream", "get_recursive", "get_recursive_encoded")
 """What gives a generator: the span is over when that is."""

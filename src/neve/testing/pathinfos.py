@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from neve.castore.ages import SLACK
 from neve.castore.node import FileNode, SymlinkNode
 from neve.errors import Conflict, InvalidRequest, LimitExceeded, NotFound, PermissionDenied, Unsupported
 from neve.nix.hashes import CAHash, CAType
@@ -17,6 +19,7 @@ from neve.nix.store_path import StorePath
 from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pathinfos.base import MAX_PATH_INFO_BYTES, PathInfoService
 from neve.store.wire import decode_path_info
+from neve.testing.ages import all_ages, is_fresh
 
 
 def store_path(name: str) -> StorePath:
@@ -49,6 +52,37 @@ def path_info(
     node = FileNode(hashlib.sha256(b"blob of " + seed).digest(), len(seed))
     digests = tuple(path.digest for path in references)
     return PathInfo(store_path(name), node, digests, nar if with_nar else None)
+
+
+class PathInfoAgesContract:
+    """The contract of ages, see ``neve.testing.ages``: for one that tells them, beside the other."""
+
+    reading_counts = True
+    """Whether ``get`` uses a path info."""
+
+    def make_older(self, service: Any, seconds: float) -> None:
+        """Makes all path infos so much older, behind the back of ``service``."""
+        raise NotImplementedError
+
+    def test_ages(self, service: PathInfoService) -> None:
+        assert service.tells_ages
+        put = [service.put(path_info(f"path-{number}")) for number in range(7)]
+        ages = all_ages(service.list_with_ages)
+        assert set(ages) == {one.digest for one in put}
+        assert all(is_fresh(age) for age in ages.values())
+        self.make_older(service, 4 * SLACK)
+        assert not any(is_fresh(age) for age in all_ages(service.list_with_ages).values())
+        # Put again, with a signature more and without; and told to be there.
+        service.put(put[0])
+        service.add_signatures(put[1].digest, [signature("key")])
+        assert service.get(put[2].digest) == put[2]
+        ages = all_ages(service.list_with_ages)
+        assert [is_fresh(ages[one.digest]) for one in put] == [True, True, self.reading_counts, *[False] * 4]
+        digests = [one.digest for one in put]
+        assert service.delete_many(digests, unused_for=6 * SLACK) == 0
+        stay = 3 if self.reading_counts else 2
+        assert service.delete_many(digests, unused_for=3 * SLACK) == len(digests) - stay
+        assert set(all_ages(service.list_with_ages)) == set(digests[:stay])
 
 
 class PathInfoServiceContract:

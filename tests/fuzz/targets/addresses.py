@@ -15,6 +15,7 @@ from neve.registry import nested_addresses, parse_address, shown_url
 from neve.rpc.target import target_of
 from neve.serving.addresses import TcpAddress, UnixAddress, parse_listen_address
 from neve.serving.sockets import passed_names
+from neve.store.composition import KINDS, InvalidComposition, parse
 from neve.store.substitute.address import trusted_keys
 from tests.fuzz.target import Bound, Target
 from tests.fuzz.targets.nix import text_of
@@ -91,6 +92,15 @@ def _mount_table(data: bytes) -> None:
     assert mounting._unescaped(escaped) == data
 
 
+def _composition(data: bytes) -> None:
+    """Whatever it describes has an address, which the registry can read; no service is opened."""
+    composition = parse(data.decode("utf-8", "replace"), "store.toml")
+    for kind in filter(composition.has_root, KINDS):
+        for each in (composition, composition.for_reading()):
+            parse_address(each.url(kind))
+            assert nested_addresses(each.url(kind)).keys() == each.root(kind).parts.keys()
+
+
 _PATTERNS = Bound(256 * 1024, 1000)
 """Regular expressions."""
 
@@ -112,6 +122,18 @@ TARGETS = (
     Target("listen-address", _listen, (InvalidRequest,), words=(b"unix:", b"sd-listen:", b"[::1]", b":8000")),
     Target("trusted-keys", _keys, (InvalidRequest,), words=(b"key-1:", b"+", b"%20", b"=")),
     Target("passed-sockets", _passed, (InvalidRequest,), memory=Bound(128 * 1024, 64), words=(b":",)),
+    Target(
+        "composition",
+        _composition,
+        (InvalidComposition,),
+        memory=Bound(256 * 1024, 2000),
+        steps=Bound(3000, 300),
+        words=(
+            *(b"[blobservices.root]\n", b"[directoryservices.x]\n", b"[pathinfoservices.'a b']\n"),
+            *(b"type='cache'\n", b"near='x'\n", b"far='memory://'\n", b"type = 'local'\n", b"path='/x'\n"),
+            *(b"type='nix'\n", b"public_keys=['a']\n", b"negative_ttl=1\n", b'"""', b"{a=1}", b"[["),
+        ),
+    ),
     Target("size", _size, (InvalidRequest,), words=(b"GiB", b"0.5", b" ")),
     Target(
         "mount-options", _mount, (InvalidRequest,), words=(b"-o\n", b"allow_other,", b"ro", b"-s\n", b"x-")

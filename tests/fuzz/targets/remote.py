@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
+from google.cloud.bigtable_v2.types import bigtable
+from google.protobuf.message import DecodeError
 
-from neve.errors import InvalidRequest, LimitExceeded, NeveError, Unavailable
+from neve.bigtable.address import NAR_FAMILY, target_of
+from neve.bigtable.messages import RowReader, escaped
+from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NeveError, Unavailable
 from neve.nix.narinfo import NarInfo
+from neve.registry import parse_address
 from neve.rpc.status import ERROR_TRAILER, error_of, one_line, shortened, status_of
 from neve.serving.tls import _certificates
 from neve.store.substitute.credentials import MAX_NETRC_BYTES, netrc_files, token_file
@@ -22,6 +29,7 @@ from tests.fuzz.targets.nix import text_of
 
 _BASE = "https://cache.example.org/base"
 _WHERE = "a cache"
+_ReadRowsResponse: Any = bigtable.ReadRowsResponse.pb()
 
 
 def _nar_url(data: bytes) -> None:
@@ -91,7 +99,54 @@ def _certificate(data: bytes) -> None:
     assert _certificates("--tls-cert", "a file", data.decode("utf-8", "replace"))
 
 
+def _bigtable_rows(data: bytes) -> None:
+    """Answers to ReadRows, each after its length. What comes of them is no more than what they hold."""
+    reader = RowReader()
+    total = 0
+    for part in _prefixed(data):
+        try:
+            answer = _ReadRowsResponse.FromString(part)
+        except DecodeError as error:
+            raise Unavailable("the library refuses this before us") from error
+        for row in reader.feed(answer):
+            total += sum(len(cell.value) for cell in row.cells)
+            with contextlib.suppress(Corrupt):
+                assert row.cell.key == row.key == row.cell.qualifier
+    reader.finish()
+    assert total <= len(data)
+
+
+def _prefixed(data: bytes) -> Iterator[bytes]:
+    while data:
+        size = data[0]
+        yield data[1 : 1 + size]
+        data = data[1 + size :]
+
+
+def _bigtable_address(data: bytes) -> None:
+    target = target_of(parse_address(f"bigtable://i?{text_of(data)}"), NAR_FAMILY)
+    assert target.table_path.count("/") == 5
+    assert escaped(target.family.encode()).isascii()
+
+
 TARGETS = (
+    Target(
+        "bigtable-rows",
+        _bigtable_rows,
+        (Unavailable, Corrupt),
+        memory=Bound(128 * 1024, 300),
+        words=(b"\x0a\x05", b"\x10\x0a\x0e\x0a\x01k", b"\x32\x01v", b"\x48\x01", b"\x40\x01", b"\x38\x09"),
+    ),
+    Target(
+        "bigtable-address",
+        _bigtable_address,
+        (InvalidRequest,),
+        memory=Bound(128 * 1024, 300),
+        words=(
+            *(b"project_id=p&", b"table_name=t&", b"family_name=f&", b"nar_family_name=", b"timeout="),
+            *(b"is_read_only=true", b"channel_size=", b"app_profile_id=", b"%2F", b":", b"%00"),
+        ),
+    ),
     Target(
         "nar-url",
         _nar_url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -15,10 +16,10 @@ from neve.castore.directories.local import DIRECTORIES
 from neve.castore.ingest.entries import Ingester
 from neve.castore.ingest.filesystem import FilesystemWalk
 from neve.castore.node import DirectoryNode, FileNode
-from neve.errors import Corrupt, InvalidRequest, NotFound, PermissionDenied, Unavailable, Unsupported
+from neve.errors import Corrupt, InvalidRequest, NotFound, PermissionDenied, Unavailable
 from neve.library import Store
 from neve.nix.store_path import StorePath
-from neve.packstore import notes
+from neve.packstore import notes, reserve
 from neve.packstore.check import pack_bytes
 from neve.packstore.dates import last_used, note_used
 from neve.packstore.gate import collection_lock
@@ -29,8 +30,9 @@ from neve.store.gc import sweep
 from neve.store.gc.rules import DEFAULT_GRACE, Rules
 from neve.store.importer import ImportOptions, import_nar
 from neve.store.nar_nodes import Nar
-from neve.store.path_info import PathInfo
+from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pins import Pins
+from tests.disks import fill_up, free_bytes, small_disk
 from tests.packstore.helpers import flip, pack_paths
 from tests.store.gc.helpers import check, collect, counts, imported, make_tree, opened, paths
 
@@ -246,6 +248,40 @@ def test_what_has_no_date_counts_from_the_first_collection(folder: Path, trees: 
         assert set(last_used(index)) == {info.digest for info in trees}
 
 
+def test_what_a_process_has_had_for_long_counts_as_used_to_the_end(
+    folder: Path, trees: list[PathInfo]
+) -> None:
+    """It may have asked for it once, weeks ago."""
+    now = int(time.time())
+    with opened(folder) as store:
+        index = packs_of(store).index
+        with opened(folder) as other:
+            assert other.path_infos.get(trees[0].digest) is not None
+            packs_of(store).uses._flush_dates()
+            long_ago = now - 40 * 86_400
+            for info in trees[:2]:
+                index.run(lambda txn, info=info: txn.set_counter(b"used:" + info.digest, long_ago))  # type: ignore[misc]
+            collect(store, keep_newer=30 * 86_400)
+            assert trees[1].store_path not in paths(store)
+            assert last_used(index)[trees[0].digest] >= now
+    with opened(folder) as store:
+        collect(store, keep_newer=30 * 86_400)
+        assert trees[0].store_path in paths(store)
+
+
+def test_a_date_far_in_the_future_is_none(folder: Path, trees: list[PathInfo]) -> None:
+    """A clock that was wrong for a day must not keep what was used on it for good."""
+    with opened(folder) as store:
+        index = packs_of(store).index
+        now = int(time.time())
+        note_used(index, [trees[0].digest], now + 20 * 365 * 86_400)
+        collect(store, keep_newer=60, dry_run=True)
+        assert last_used(index)[trees[0].digest] > now + 86_400
+        collect(store, keep_newer=60)
+        assert now <= last_used(index)[trees[0].digest] <= time.time()
+        assert trees[0].store_path in paths(store)
+
+
 def test_the_least_used_go_when_there_is_too_much(folder: Path, trees: list[PathInfo]) -> None:
     with opened(folder) as store:
         packs = packs_of(store)
@@ -261,6 +297,42 @@ def test_the_least_used_go_when_there_is_too_much(folder: Path, trees: list[Path
         # What is named stays in any case.
         collect(store, max_size=1, keep=[trees[3].store_path])
         assert paths(store) == {trees[3].store_path}
+
+
+# The near part of a cache.
+
+
+def test_contents_without_path_infos_are_bounded_and_not_emptied(
+    tmp_path: Path, template: tuple[Path, list[PathInfo]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blobs and Directories come near as they are read, and no path info does."""
+    monkeypatch.setattr("neve.store.gc.near._PORTION", 16)
+    near, far = tmp_path / "near", f"local://{template[0]}/store"
+    cache = f"cache://?near=local://{near}&far={far}"
+    for info in template[1]:
+        with neve.open(far, blob_service=cache, directory_service=cache) as store:
+            assert len(b"".join(store.nar(info.store_path))) > 1_200_000
+    full = pack_bytes(near)
+    with opened(near) as store:
+        before = counts(store)
+        report = collect(store, max_size=full)
+        assert (report.blobs_dropped, report.directories_dropped) == (0, 0)
+        assert counts(store) == before
+        report = collect(store, max_size=full // 2)
+        assert report.blobs_dropped > 0
+        assert 0.25 * full < pack_bytes(near) <= full // 2
+        check(store)
+        # What came last is there.
+        node = template[1][3].node
+        assert isinstance(node, DirectoryNode)
+        assert store.directories.get(node.digest) is not None
+    with neve.open(far, blob_service=cache, directory_service=cache) as store:
+        for info in template[1]:
+            assert info.nar is not None
+            assert len(b"".join(store.nar(info.store_path))) == info.nar.size
+    with opened(near) as store:
+        collect(store, max_size=0)
+        assert counts(store) == (0, 0)
 
 
 # What is fresh.
@@ -375,7 +447,7 @@ class Between:
         monkeypatch.setattr(sweep, step, first)
 
 
-@pytest.mark.parametrize("what", ["path", "directory", "blob", "put", "pin"])
+@pytest.mark.parametrize("what", ["path", "directory", "blob", "put", "pin", "reference"])
 def test_what_becomes_fresh_during_a_collection_stays(
     folder: Path, tmp_path: Path, trees: list[PathInfo], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +468,16 @@ def test_what_becomes_fresh_during_a_collection_stays(
                 assert other.blobs.has(large.digest)
             elif what == "pin":
                 Pins(packs_of(other)).add("late", [path])
+            elif what == "reference":
+                # Whoever puts it need not have asked for what it refers to.
+                assert trees[1].nar is not None
+                details = NarDetails(
+                    size=trees[1].nar.size, sha256=trees[1].nar.sha256, reference_names=(path,)
+                )
+                referring = PathInfo(
+                    StorePath.parse_base_name("4" * 32 + "-new"), trees[1].node, (path.digest,), details
+                )
+                new.append(other.path_infos.put(referring))
             else:
                 new.append(other.import_path(tmp_path / "trees" / "0", ImportOptions(name="anew")))
 
@@ -404,7 +486,7 @@ def test_what_becomes_fresh_during_a_collection_stays(
         Between(monkeypatch, "_drop_paths_and_directories", act)
         collect(store, keep=[trees[1].store_path])
         kept = {trees[1].store_path} | {info.store_path for info in new}
-        assert paths(store) == kept | ({path} if what in ("path", "pin") else set())
+        assert paths(store) == kept | ({path} if what in ("path", "pin", "reference") else set())
         assert b3_digest(store.blobs.read(large.digest)) == large.digest
         if what != "blob":
             assert len(b"".join(store.services.renderer.stream(node))) > 1_200_000
@@ -457,6 +539,84 @@ def test_nars_of_trees_that_are_gone_are_forgotten(folder: Path, trees: list[Pat
         assert trees[0].nar is not None
         nars.put(trees[0].node, Nar(trees[0].nar.size, trees[0].nar.sha256))
         assert nars.nar(trees[0].node) is not None
+
+
+def test_the_nar_of_a_tree_that_is_just_put_again_is_not_forgotten(
+    folder: Path, tmp_path: Path, trees: list[PathInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tree is staged, and goes in with the next commit; its NAR was known from before."""
+    nar = trees[0].nar
+    assert nar is not None
+    with opened(folder) as store, opened(folder) as other:
+        done: list[object] = []
+        real, ending = sweep._of_absent_trees, contextlib.ExitStack()
+
+        def first(*arguments):  # type: ignore[no-untyped-def]
+            found = real(*arguments)
+            if not done:
+                ending.enter_context(other.services.one_commit())
+                with Ingester(other.blobs, other.directories) as ingester:
+                    for batch in FilesystemWalk(bytes(tmp_path / "trees" / "0")):
+                        ingester.feed(batch)
+                    done.append(ingester.finish())
+                other.services.nar_nodes.put(trees[0].node, Nar(nar.size, nar.sha256))
+            return found
+
+        monkeypatch.setattr(sweep, "_of_absent_trees", first)
+        with ending:
+            collect(store, keep=[trees[1].store_path])
+        assert done == [trees[0].node]
+        assert other.services.nar_nodes.node(nar.sha256) is not None
+        assert other.services.nar_nodes.nar(trees[0].node) is not None
+
+
+def test_what_is_to_be_dropped_may_be_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_IN_MEMORY", 10 * 32)
+    digests = [b3_digest(bytes((number,))) for number in range(57)]
+    keys = sweep.Keys(tmp_path)
+    for start in range(0, 57, 4):
+        keys.add(digests[start : start + 4])
+    assert len(keys) == 57
+    assert [d for batch in keys.batches(7) for d in batch] == digests
+    assert {len(batch) for batch in keys.batches(100)} == {48, 9}
+    keys.close()
+
+
+@pytest.mark.root
+def test_what_is_to_be_dropped_needs_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_IN_MEMORY", 1000 * 32)
+    digests = [b3_digest(number.to_bytes(4, "big")) for number in range(3500)]
+    with small_disk(tmp_path / "disk", 1_000_000) as disk:
+        fill_up(disk / "full", leave=40_000)
+        keys = sweep.Keys(disk)
+        for start in range(0, 3500, 500):
+            keys.add(digests[start : start + 500])
+        assert [d for batch in keys.batches(70) for d in batch] == digests
+        keys.close()
+
+
+@pytest.mark.root
+def test_a_disk_without_any_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection has a reserve, gives back what is dropped, and makes the reserve anew."""
+    monkeypatch.setattr(reserve, "RESERVE_BYTES", 2_000_000)
+    with small_disk(tmp_path / "disk", 30_000_000) as disk:
+        folder = disk / "store"
+        infos = imported(folder, tmp_path / "trees", [0, 1, 2])
+        kept = infos[0].store_path
+        with opened(folder) as store:
+            collect(store)  # The first one makes it.
+        assert (folder / "reserve").stat().st_size == 2_000_000
+        fill_up(disk / "full")
+        assert free_bytes(disk) == 0
+        with opened(folder) as store:
+            assert collect(store, keep=[kept], dry_run=True).paths_dropped == 2
+            assert free_bytes(disk) == 0
+            report = collect(store, keep=[kept])
+            assert report.problems == []
+            assert report.given_back > 1_500_000
+            assert free_bytes(disk) >= report.given_back
+            check(store)
+        assert (folder / "reserve").stat().st_size == 2_000_000
 
 
 # Troubles.
@@ -517,8 +677,6 @@ def test_one_at_a_time(folder: Path, trees: list[PathInfo]) -> None:
 
 
 def test_only_an_embedded_store_that_can_be_written(folder: Path, trees: list[PathInfo]) -> None:
-    with neve.open("memory://") as store, pytest.raises(Unsupported, match="only an embedded store"):
-        collect(store)
     with neve.open(f"local://{folder}?mode=ro") as store, pytest.raises(PermissionDenied):
         collect(store)
 

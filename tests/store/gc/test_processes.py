@@ -163,6 +163,33 @@ def test_imports_and_collections_at_once(folder: Path, tmp_path: Path) -> None:
     assert rounds
 
 
+def test_imports_and_collections_of_several_places_at_once(tmp_path: Path) -> None:
+    """The same where blobs, Directories and path infos lie in folders of their own."""
+    trees = [make_tree(tmp_path / f"tree-{n}", n) for n in range(3)]
+    (tmp_path / "kept").write_text("kept")
+    addresses = {
+        f"{kind}_service": f"local://{tmp_path}/stores/{kind}" for kind in ("blob", "directory", "path_info")
+    }
+    options = [part for name, url in addresses.items() for part in (f"--{name.replace('_', '-')}-addr", url)]
+    kept = StorePath.parse(printed(start("import", *options, tmp_path / "kept")).strip())
+    running = [start("import", *options, *trees, *trees) for _ in range(2)]
+    rounds = 0
+    while any(process.poll() is None for process in running):
+        with neve.open(**addresses) as store:
+            report = collect(store, keep=[kept], grace=0)
+            assert report.problems == []
+            check(store)
+        rounds += 1
+    for process in running:
+        printed(process)
+    assert rounds
+    with neve.open(**addresses) as store:
+        collect(store, keep=[kept], grace=0)
+        assert paths(store) == {kept}
+        assert len(store.blobs.list(limit=10_000)) == 1
+        assert store.directories.list() == []
+
+
 @contextlib.contextmanager
 def daemon_of(folder: Path, tmp_path: Path) -> Iterator[str]:
     socket = tmp_path / "socket"

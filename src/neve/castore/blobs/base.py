@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from neve.castore.ages import Aged
 from neve.castore.blobs.bundle import Answer, Bundle
 from neve.castore.digest import Digest, format_digest
 from neve.errors import Corrupt, LimitExceeded, NotFound, Unsupported
@@ -138,12 +139,21 @@ class BlobService(ABC):
     ``LimitExceeded``, ``InvalidRequest`` (a digest of the wrong length); None means "not there".
     """
 
-    looks_up_at_once = False
-    """Whether ``missing`` only looks into memory or a mapped file: then an event loop may call it."""
+    @property
+    def looks_up_at_once(self) -> bool:
+        """Whether ``missing``, called now, only looks into memory or a mapped file: then an event loop may
+        call it."""
+        return False
 
     seals_chunk_lists = False
     """Whether what ``chunks`` gives was proven when it was stored: then chunks that match their digests make
     up the blob, and nobody has to hash it as a whole."""
+
+    @property
+    def tells_ages(self) -> bool:
+        """Whether it tells the ages of its objects, as ``neve.castore.ages`` says: then it can be collected
+        while others write to it."""
+        return type(self).list_with_ages is not BlobService.list_with_ages
 
     @abstractmethod
     def has(self, digest: Digest) -> bool:
@@ -244,12 +254,30 @@ class BlobService(ABC):
         """Up to ``limit`` digests of blobs greater than ``after``, ascending. May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot list blobs")
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
         """Deletes blobs; returns how many were there. May be ``Unsupported``.
 
-        What refers to them is the caller's business.
+        What refers to them is the caller's business. With ``unused_for`` only those go that were not used in
+        the last so many seconds (``neve.castore.ages``), each object that they consist of by its own age.
         """
         raise Unsupported(f"{type(self).__name__} cannot delete blobs")
+
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        """What ``list`` gives, with ages. May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot tell the ages of blobs")
+
+    def list_chunks_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        """The same for chunks, where those are objects of their own; also those that no blob has."""
+        return []
+
+    def delete_chunks(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        """The same as ``delete_many`` for chunks."""
+        return 0
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Uses blobs or chunks: gives those that are missing, in order. The others stay for now, with their
+        chunks."""
+        return self.missing(digests)
 
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""

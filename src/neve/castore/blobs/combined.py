@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from neve.castore.absences import Absences, absences_of
+from neve.castore.ages import Aged, refuse_ages
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk
 from neve.castore.blobs.chunks import BytesReader
 from neve.castore.blobs.keeping import BothBatch, BothWriter, CombinedBatch, Keeper, KeepingReader
@@ -113,7 +114,8 @@ class CombinedBlobService(BlobService):
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return sorted({*self._near.list(after, limit), *self._far.list(after, limit)})[:limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         there = {*digests}.difference(self.missing(digests), [EMPTY_BLOB])
         self._far.delete_many(digests)
         self._near.delete_many(digests)
@@ -129,6 +131,23 @@ class CachedBlobService(CombinedBlobService):
     """Like the other, but far is what counts: what is put is stored when it is stored there, and its
     listing is the listing."""
 
+    @property
+    def tells_ages(self) -> bool:
+        return self._far.tells_ages
+
+    def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        if not self.tells_ages:
+            return super().missing(digests)
+        # Of what is near too, far must know that somebody counts on it.
+        gone = {digest for digest in digests if digest in self._absences}
+        not_far = self._far.missing([digest for digest in digests if digest not in gone])
+        self._absences.add(not_far)
+        gone.update(not_far)
+        return [digest for digest in digests if digest in gone]
+
+    def stored_chunks(self, digest: Digest) -> list[Chunk]:
+        return self._far.stored_chunks(digest)
+
     def open_write(self) -> BlobWriter:
         far = self._far.open_write()
         return BothWriter(far, NearCopy(self._near.open_write, lambda one: one.abandon()), self._absences)
@@ -140,10 +159,22 @@ class CachedBlobService(CombinedBlobService):
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return self._far.list(after, limit)
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
-        deleted = self._far.delete_many(digests)
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        deleted = self._far.delete_many(digests, unused_for=unused_for)
         self._near.delete_many(digests)
         return deleted
+
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        return self._far.list_with_ages(after, limit)
+
+    def list_chunks_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        return self._far.list_chunks_with_ages(after, limit)
+
+    def delete_chunks(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        return self._far.delete_chunks(digests, unused_for=unused_for)
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        return self._far.freshen(digests)
 
 
 def open_combined(address: Address) -> CombinedBlobService:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from blake3 import blake3
 from google.protobuf.descriptor import ServiceDescriptor
 
+from neve.castore.ages import refuse_ages
 from neve.castore.at_once import CallsAtOnce
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk, blob_not_found
 from neve.castore.blobs.bundle import Answer, split_digests
@@ -211,7 +212,8 @@ class GrpcBlobService(BlobService):
         run = self._administer("list blobs", "ListBlobs", request).digests
         return listed(self._connection, run, after)[:limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         return delete_in_parts(self._connection, "delete blobs", "DeleteBlobs", digests)
 
     def _administer(self, doing: str, name: str, request: Any) -> Any:

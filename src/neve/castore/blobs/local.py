@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from neve.castore.ages import refuse_ages
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk, too_long
 from neve.castore.blobs.bundle import Answer
 from neve.castore.blobs.chunks import BytesReader, ChunkedReader, decode_chunk_list
@@ -53,7 +54,6 @@ class _Window(NamedTuple):
 class LocalBlobService(BlobService):
     """Blobs of one embedded store. Owns one use of ``store``."""
 
-    looks_up_at_once = True
     seals_chunk_lists = True
 
     def __init__(self, store: PackStore) -> None:
@@ -67,6 +67,10 @@ class LocalBlobService(BlobService):
     def store(self) -> PackStore:
         """The embedded store, in which other tables may lie beside this one."""
         return self._store
+
+    @property
+    def looks_up_at_once(self) -> bool:
+        return not self._store.is_swept
 
     def has(self, digest: Digest) -> bool:
         return not self.missing([digest])
@@ -277,7 +281,8 @@ class LocalBlobService(BlobService):
             result.extend(digest for digest, location in page if location.tag != CHUNK)
         return result[:limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         return self._store.delete_many(BLOBS, [check_digest(d) for d in digests])
 
     def close(self) -> None:

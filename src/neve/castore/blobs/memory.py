@@ -6,6 +6,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from neve.castore.ages import Aged, Uses
 from neve.castore.blobs.base import BlobReader, BlobService, BlobWriter
 from neve.castore.blobs.chunks import BytesReader
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest
@@ -20,11 +21,18 @@ class MemoryBlobService(BlobService):
 
     def __init__(self) -> None:
         self._blobs: dict[Digest, bytes] = {EMPTY_BLOB: b""}
+        self._uses = Uses()
         self._put: set[Digest] = set()
         self._lock = threading.Lock()
 
     def has(self, digest: Digest) -> bool:
-        return check_digest(digest) in self._blobs
+        return not self.missing([digest])
+
+    def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        with self._lock:
+            absent = [digest for digest in digests if check_digest(digest) not in self._blobs]
+            self._uses.note(self._put.intersection(digests))
+        return absent
 
     def open_read(self, digest: Digest) -> BlobReader | None:
         contents = self._blobs.get(check_digest(digest))
@@ -39,14 +47,18 @@ class MemoryBlobService(BlobService):
         start = bisect_right(digests, after)
         return digests[start : start + limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
         wanted = {check_digest(digest) for digest in digests}
         with self._lock:
-            there = self._put & wanted
+            there = self._uses.old(self._put & wanted, unused_for)
             self._put -= there
+            self._uses.forget(there)
             for digest in there - {EMPTY_BLOB}:
                 del self._blobs[digest]
         return len(there)
+
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[Aged]:
+        return self._uses.aged(self.list(after, limit))
 
     def add(self, contents: bytes) -> Digest:
         digest = b3_digest(contents)
@@ -54,6 +66,7 @@ class MemoryBlobService(BlobService):
             self._blobs[digest] = contents
             if contents:
                 self._put.add(digest)
+                self._uses.note([digest])
         return digest
 
 

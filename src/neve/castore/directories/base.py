@@ -59,6 +59,16 @@ class DirectoryService(ABC):
     Failures are errors of ``neve.errors``; None means "not there".
     """
 
+    looks_up_children = True
+    """Whether each Directory of a closure is found by its own digest, and not only by who has asked for the
+    root before."""
+
+    @property
+    def tells_ages(self) -> bool:
+        """Whether it tells the ages of its objects, as ``neve.castore.ages`` says: then it can be collected
+        while others write to it."""
+        return type(self).list_with_ages is not DirectoryService.list_with_ages
+
     @abstractmethod
     def get(self, digest: Digest) -> Directory | None:
         """The Directory, or None."""
@@ -135,9 +145,23 @@ class DirectoryService(ABC):
         """Up to ``limit`` digests greater than ``after``, ascending. May be ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot list Directories")
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
-        """Deletes Directories; returns how many were there. May be ``Unsupported``."""
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        """Deletes Directories; returns how many were there. May be ``Unsupported``.
+
+        With ``unused_for`` only those go that were not used in the last so many seconds.
+        """
         raise Unsupported(f"{type(self).__name__} cannot delete Directories")
+
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[tuple[Digest, float]]:
+        """What ``list`` gives, and how many seconds ago each was used; it may be up to ``ages.SLACK`` less.
+        May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot tell the ages of Directories")
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Uses Directories: gives those that are missing, in order; the others stay for now. Where only the
+        roots of closures are objects, others are neither missing nor used."""
+        found = self.get_many(digests)
+        return [digest for digest in digests if digest not in found]
 
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""

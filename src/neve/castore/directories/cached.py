@@ -32,6 +32,11 @@ class CachedDirectoryService(DirectoryService):
         self._near = near
         self._far = far
         self._absences = Absences(None) if absences is None else absences
+        self.looks_up_children = far.looks_up_children
+
+    @property
+    def tells_ages(self) -> bool:
+        return self._far.tells_ages
 
     def get(self, digest: Digest) -> Directory | None:
         return self.get_many([digest]).get(digest)
@@ -110,10 +115,16 @@ class CachedDirectoryService(DirectoryService):
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return self._far.list(after, limit)
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
-        deleted = self._far.delete_many(digests)
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        deleted = self._far.delete_many(digests, unused_for=unused_for)
         self._near.delete_many(digests)
         return deleted
+
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[tuple[Digest, float]]:
+        return self._far.list_with_ages(after, limit)
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        return self._far.freshen(digests)
 
     def close(self) -> None:
         with contextlib.ExitStack() as closing:

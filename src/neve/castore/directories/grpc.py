@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 
+from neve.castore.ages import refuse_ages
 from neve.castore.at_once import CallsAtOnce
 from neve.castore.blobs.grpc import administer, delete_in_parts, listed
 from neve.castore.blobs.grpc_read import BATCHES, has_batches
@@ -207,7 +208,8 @@ class GrpcDirectoryService(DirectoryService):
         run = administer(self._connection, "list Directories", "ListDirectories", request).digests
         return listed(self._connection, run, after)[:limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         self._ahead.clear()
         return delete_in_parts(self._connection, "delete Directories", "DeleteDirectories", digests)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from neve.castore.ages import refuse_ages
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService
@@ -95,7 +96,8 @@ class LocalDirectoryService(DirectoryService):
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return [digest for digest, _ in self._store.page(DIRECTORIES, after, limit)]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         return self._store.delete_many(DIRECTORIES, [check_digest(d) for d in digests])
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from neve.castore.ages import Uses
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, check_digest
 from neve.castore.directories.base import CheckingPutter, DirectoryPutter, DirectoryService
@@ -18,6 +19,7 @@ class MemoryDirectoryService(DirectoryService):
 
     def __init__(self) -> None:
         self._directories: dict[Digest, bytes] = {}
+        self._uses = Uses()
         self._lock = threading.Lock()
 
     def get(self, digest: Digest) -> Directory | None:
@@ -37,6 +39,7 @@ class MemoryDirectoryService(DirectoryService):
     def add(self, encoded: dict[Digest, bytes]) -> None:
         with self._lock:
             self._directories.update(encoded)
+            self._uses.note(encoded)
 
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         with self._lock:
@@ -44,10 +47,21 @@ class MemoryDirectoryService(DirectoryService):
         start = bisect_right(digests, after)
         return digests[start : start + limit]
 
-    def delete_many(self, digests: Sequence[Digest]) -> int:
+    def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
         wanted = {check_digest(digest) for digest in digests}
         with self._lock:
-            return sum(self._directories.pop(digest, None) is not None for digest in wanted)
+            going = self._uses.old(wanted, unused_for)
+            self._uses.forget(going)
+            return sum(self._directories.pop(digest, None) is not None for digest in going)
+
+    def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[tuple[Digest, float]]:
+        return [(one.digest, one.age) for one in self._uses.aged(self.list(after, limit))]
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        with self._lock:
+            absent = [digest for digest in digests if check_digest(digest) not in self._directories]
+            self._uses.note(set(digests).difference(absent))
+        return absent
 
 
 class _Putter(CheckingPutter):

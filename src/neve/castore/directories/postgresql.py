@@ -130,14 +130,14 @@ class PostgresDirectoryService(DirectoryService):
         return self._table.page(after, limit)
 
     def list_with_ages(self, after: Digest = b"", limit: int = 1000) -> Sequence[tuple[Digest, float]]:
-        """What ``list`` gives, and how many seconds ago each was put, or told to be there; it may be an hour
-        less."""
         return self._table.page_with_ages(after, limit)
 
     def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
-        """Deletes Directories; returns how many. With ``unused_for``, only those that were not put, nor told
-        to be there, in the last so many seconds."""
         return self._table.delete([check_digest(digest) for digest in digests], unused_for)
+
+    def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        there = self._table.present([check_digest(digest) for digest in digests])
+        return [digest for digest in digests if digest not in there]
 
     def close(self) -> None:
         if not self._closed:

@@ -9,6 +9,7 @@ from neve.telemetry.services import traced
 DIRECTORY_SERVICES: Schemes[DirectoryService] = Schemes(
     "directory service",
     {
+        "bigtable": "neve.castore.directories.bigtable:open_bigtable",
         "memory": "neve.castore.directories.memory:open_memory",
         "local": "neve.castore.directories.local:open_local",
         "postgresql": "neve.castore.directories.postgresql:open_postgresql",

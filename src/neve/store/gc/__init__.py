@@ -4,9 +4,12 @@
     digest_set.py millions of digests in little memory
     mark.py       what can be reached from roots; knows services and no engine
     paths.py      which store paths stay
+    near.py       what stays of contents that no path info reaches
     fresh.py      what processes have promised since, and must not go
     sweep.py      dropping the rest from an embedded store, in the one safe order
     collect.py    all of it: the run
+    parts.py      where services lie in several places: what may go from each of them
+    mixed.py      the run there
     remote.py     having a server do it
     report.py     what came of it
 

@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from neve.castore.blobs.local_write import BLOBS, CHUNK, LIST
 from neve.castore.digest import Digest
 from neve.castore.directories.local import DIRECTORIES
-from neve.errors import Corrupt, NeveError, Unavailable, Unsupported
+from neve.errors import Corrupt, NeveError
 from neve.packstore.check import pack_bytes
 from neve.packstore.compaction import compact, worth_rewriting
-from neve.packstore.dates import forget_used, last_used, note_used
+from neve.packstore.dates import forget_used, last_used, mend_dates, note_used
 from neve.packstore.gate import collection_lock
 from neve.packstore.location import Location
 from neve.packstore.notes import NotesReader
 from neve.packstore.pack import TABLES
+from neve.packstore.reserve import reserve_at_hand
 from neve.packstore.store import PackStore
 from neve.packstore.survey import Survey, survey
 from neve.store.gc.contents import PAGE, Contents
 from neve.store.gc.fresh import Fresh
+from neve.store.gc.mixed import collect_mixed
+from neve.store.gc.near import keep_latest
+from neve.store.gc.parts import uncertain
 from neve.store.gc.paths import Paths, choose, named
 from neve.store.gc.remote import ask_for_collection
 from neve.store.gc.report import GcReport
@@ -32,28 +36,23 @@ from neve.telemetry import NO_PROGRESS, Progress, span
 
 
 def collect_garbage(services: Services, rules: Rules, progress: Progress = NO_PROGRESS) -> GcReport:
-    """Drops from an embedded store what the rules do not keep, and gives its space back.
+    """Drops from a store what the rules do not keep, and gives its space back.
 
-    A server does it itself, for those who may administer it. Others may go on with the store meanwhile, but
-    there is one collection at a time: else ``Unavailable``. Raises ``NotFound`` if a path to keep is not
-    there, ``Corrupt`` if something that stays cannot be read, so that it is not known what it refers to; in
-    both cases nothing is dropped.
+    What lies in several places is collected by fewer rules: ``collect_mixed``. A server does it itself, for
+    those who may administer it. Others may go on with the store meanwhile, but there is one collection at a
+    time: else ``Unavailable``. Raises ``NotFound`` if a path to keep is not there, ``Corrupt`` if something
+    that stays cannot be read, so that it is not known what it refers to; in both cases nothing is dropped.
     """
     if services.remote is not None:
         return ask_for_collection(services.remote, rules, progress)
     packs = services.packs
     if packs is None:
-        raise Unsupported(
-            "only an embedded store (local:///folder) can be collected; of a cache, name the near part"
-        )
-    with collection_lock(packs.path):
+        return collect_mixed(services, rules, progress)
+    with reserve_at_hand(packs.path), collection_lock(packs.path):
         with packs.uses.sweeping(begins=True):
-            notes = NotesReader(packs.path, rules.grace)
+            notes = NotesReader(packs.path, rules.local_grace)
         if not notes.is_certain:
-            raise Unavailable(
-                f"the machine went down while {packs.path} was served, so it is not known what clients count "
-                "on; wait until the grace is over, or allow none with --grace 0 if nobody is uploading"
-            )
+            raise uncertain(packs)
         return _Run(packs, rules, notes, progress).run()
 
 
@@ -96,8 +95,10 @@ class _Run:
         self._progress.start(None)
         fresh, marker = self._fresh, self._fresh.marker
         news = fresh.read()
-        paths = Paths(self._contents)
+        paths = Paths(self._contents.all_path_infos())
         used, now = last_used(self._packs.index), int(time.time())
+        if not self._rules.dry_run:
+            mend_dates(self._packs.index, used, now)
         used.update(dict.fromkeys(fresh.paths, now))
         pinned = [path for pin in Pins(self._packs).list() for path in pin.paths]
         roots = [*named(self._contents, self._rules, pinned), *fresh.paths]
@@ -106,11 +107,13 @@ class _Run:
             gone = used.keys() - paths.references.keys() - fresh.paths
             if gone:
                 self._packs.index.run(lambda txn: forget_used(txn, gone))
-            undated = [digest for digest in kept if digest not in used]
-            if undated:
-                note_used(self._packs.index, undated, now)
+            # A process that has a path for weeks has asked for it once.
+            in_use = [digest for digest in kept if digest in fresh.paths or digest not in used]
+            note_used(self._packs.index, in_use, now)
         for page in self._contents.all_path_infos():
             marker.mark([info.node for info in page if info.digest in kept], self._progress)
+        if self._rules.max_size is not None and not paths.references:
+            keep_latest(self._packs, marker, self._rules.max_size, self._progress)
         self._report.paths_kept = len(kept)
         fresh.chosen(paths, kept)
         reached = marker.count

@@ -7,6 +7,7 @@ on; ``catch_up`` marks that, and is called once more in each sweep, before anyth
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from neve.castore.blobs.local_write import BLOBS
@@ -92,9 +93,10 @@ class Fresh:
             return
         digests = list(digests)
         # Those that are kept already may have been replaced since.
-        self._mark([*self._all.closure(digests, self.kept), *digests])
-
-    def _mark(self, paths: Sequence[bytes]) -> None:
-        for start in range(0, len(paths), _AT_ONCE):
-            found = self._contents.path_infos(paths[start : start + _AT_ONCE])
+        waiting = [*self._all.closure(digests, self.kept), *digests]
+        while waiting:
+            part, waiting = waiting[:_AT_ONCE], waiting[_AT_ONCE:]
+            found = self._contents.path_infos(part)
             self.marker.mark([info.node for info in found])
+            # One that was put since all paths were looked at refers to what nobody has kept for it so far.
+            waiting += self._all.closure(chain.from_iterable(info.references for info in found), self.kept)

@@ -7,10 +7,12 @@ be listed and deleted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from neve.castore.digest import Digest
 from neve.castore.directory import referred_digests
 from neve.castore.node import DirectoryNode, FileNode, Node
+from neve.errors import NotFound
 from neve.store.gc.digest_set import DigestSet
 from neve.telemetry import NO_PROGRESS, Progress
 
@@ -32,11 +34,14 @@ class Marker:
     Chunks are marked with ``mark_chunks``: which blobs have some is best looked up for many at a time.
     """
 
-    def __init__(self, get: GetDirectories, see_new: SeeNew | None = None) -> None:
+    def __init__(
+        self, get: GetDirectories, see_new: SeeNew | None = None, *, folder: Path | None = None
+    ) -> None:
+        """``folder``: for files of what is marked, where that may be more than memory should hold."""
         self._get = get
         self.see_new: SeeNew = see_new or (lambda _directories, _digests: None)
-        self.directories = DigestSet()
-        self.contents = DigestSet()
+        self.directories = DigestSet(folder)
+        self.contents = DigestSet(folder)
         """Blobs and chunks."""
         self.missing = 0
         """Directories that are referred to and are not there."""
@@ -82,6 +87,32 @@ class Marker:
                 self.mark_contents(files)
             progress.advance(len(part))
             waiting += self._new(children)
+
+    def mark_closure(self, root: Digest, encoded: Iterable[bytes]) -> None:
+        """Marks a closure that comes as a whole, from where Directories cannot be had one by one; unless it
+        was marked before. One of which nothing comes is missing."""
+        if root in self.directories:
+            return
+        closure: list[Digest] = [root]
+        is_there = False
+        try:
+            for directory in encoded:
+                is_there = True
+                below, files = referred_digests(directory)
+                self.mark_contents(files)
+                closure += below
+        except NotFound:
+            is_there = False
+        if not is_there:
+            self.missing += 1
+            return
+        # Only now: the contents of what did not come are not marked.
+        self._new(closure)
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self.directories.close()
+        self.contents.close()
 
     def _new(self, digests: Iterable[Digest]) -> list[Digest]:
         new = self.directories.add_new(digests)

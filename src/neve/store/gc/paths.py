@@ -14,6 +14,7 @@ from neve.packstore.survey import record_bytes
 from neve.store.gc.contents import Contents
 from neve.store.gc.mark import Marker
 from neve.store.gc.rules import Rules
+from neve.store.path_info import PathInfo
 from neve.telemetry import LOGGER, NO_PROGRESS, Progress
 
 _AT_ONCE = 1000
@@ -22,11 +23,15 @@ _AT_ONCE = 1000
 class Paths:
     """The store paths of a store, by the 20-byte digests of their names. Some 300 bytes of memory each."""
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, pages: Iterable[Sequence[PathInfo]]) -> None:
+        """``pages``: all path infos."""
         self.references: dict[bytes, bytes] = {}
         """All paths, and what each refers to: digests one behind the other."""
-        for page in contents.all_path_infos():
-            self.references.update((info.digest, b"".join(info.references)) for info in page)
+        for page in pages:
+            self.add(page)
+
+    def add(self, path_infos: Sequence[PathInfo]) -> None:
+        self.references.update((info.digest, b"".join(info.references)) for info in path_infos)
 
     def closure(self, roots: Iterable[bytes], kept: set[bytes]) -> list[bytes]:
         """Adds to ``kept`` those of ``roots`` that are there, with all that they refer to; returns those that
@@ -57,13 +62,17 @@ def named(contents: Contents, rules: Rules, pinned: Iterable[StorePath]) -> list
         for start in range(0, len(keep), _AT_ONCE)
         for info in contents.path_infos([path.digest for path in keep[start : start + _AT_ONCE]])
     }
-    absent = [path for path in keep if path not in there]
+    check_there([path for path in keep if path not in there], rules)
+    return [path.digest for path in (*there, *pinned)]
+
+
+def check_there(absent: Sequence[StorePath], rules: Rules) -> None:
+    """Raises ``NotFound`` for paths that are to be kept and are not there, unless that may be."""
     if absent and not rules.ignore_missing:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise NotFound(f"{absent[0]}{more} is to be kept and is not in the store; nothing was dropped")
     for path in absent:
         LOGGER.warning("%s is to be kept and is not in the store", path)
-    return [path.digest for path in (*there, *pinned)]
 
 
 def choose(
@@ -107,12 +116,11 @@ def _choose_by_size(
     for digest in others:
         if sizes.bytes > limit:
             return
-        with_it = set(kept)
-        new = paths.closure([digest], with_it)
+        new = paths.closure([digest], kept)
         sizes.mark(new, progress)
         if sizes.bytes > limit:
+            kept.difference_update(new)
             return
-        kept.update(new)
 
 
 class _Sizes:

@@ -7,16 +7,18 @@ takes a second for some 200,000 of them, in which others wait for an answer.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from neve.castore.blobs.local_write import BLOBS
 from neve.castore.digest import DIGEST_SIZE, Digest, b3_digest
 from neve.castore.directories.local import DIRECTORIES
 from neve.castore.node import FileNode, Node, SymlinkNode
-from neve.errors import InvalidRequest, NotFound
+from neve.errors import DiskFull, InvalidRequest, NotFound
 from neve.packstore.dates import forget_used
 from neve.packstore.index_writer import IndexWriter
 from neve.packstore.layout import os_errors
@@ -38,35 +40,58 @@ _QUIET = 1000
 
 
 class Keys:
-    """Digests in the order in which they came, beyond some number on the disk."""
+    """Digests in the order in which they came, beyond some number on the disk; if that is full, in memory:
+    just then something has to go."""
 
-    def __init__(self, packs: PackStore) -> None:
-        folder = str(packs.temporary_folder())
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=folder)  # noqa: SIM115 - see close
-        self._count = 0
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+        self._file: IO[bytes] | None = None
+        self._in_file = 0
+        self._rest = bytearray()
+        self._keeps_all = False
 
     def __len__(self) -> int:
-        return self._count
+        return (self._in_file + len(self._rest)) // DIGEST_SIZE
 
     def add(self, keys: Sequence[Digest]) -> None:
+        self._rest += b"".join(keys)
+        if len(self._rest) >= _IN_MEMORY and not self._keeps_all:
+            try:
+                self._write()
+            except DiskFull:
+                self._keeps_all = True
+
+    def _write(self) -> None:
         with os_errors("cannot keep what is to be dropped"):
-            self._file.write(b"".join(keys))
-        self._count += len(keys)
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - see close
+            self._file.seek(self._in_file)
+            self._file.write(self._rest)
+            self._file.flush()
+        self._in_file += len(self._rest)
+        self._rest = bytearray()
 
     def batches(self, count: int = _BATCH) -> Iterator[list[Digest]]:
         """All of them, so many at a time."""
-        start = 0
-        while True:
+        start, size = 0, count * DIGEST_SIZE
+        while start < self._in_file:
+            assert self._file is not None
             with os_errors("cannot read what is to be dropped"):
                 self._file.seek(start)
-                data = self._file.read(count * DIGEST_SIZE)
-            if not data:
-                return
+                data = self._file.read(min(size, self._in_file - start))
             start += len(data)
-            yield [data[i : i + DIGEST_SIZE] for i in range(0, len(data), DIGEST_SIZE)]
+            yield _digests(data)
+        for start in range(0, len(self._rest), size):
+            yield _digests(bytes(self._rest[start : start + size]))
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # What could not be written is not wanted any more.
+                self._file.close()
+
+
+def _digests(data: bytes) -> list[Digest]:
+    return [data[i : i + DIGEST_SIZE] for i in range(0, len(data), DIGEST_SIZE)]
 
 
 class Condemned:
@@ -74,9 +99,10 @@ class Condemned:
 
     def __init__(self, packs: PackStore) -> None:
         self.paths: list[bytes] = []
-        self.directories = Keys(packs)
-        self.lists = Keys(packs)
-        self.contents = Keys(packs)
+        folder = packs.temporary_folder()
+        self.directories = Keys(folder)
+        self.lists = Keys(folder)
+        self.contents = Keys(folder)
 
     def __len__(self) -> int:
         return len(self.paths) + len(self.directories) + len(self.lists) + len(self.contents)

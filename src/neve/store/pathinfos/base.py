@@ -34,14 +34,22 @@ class PathInfoService(ABC):
     Failures are errors of ``neve.errors``; None means "not there".
     """
 
-    looks_up_at_once = False
-    """Whether ``version`` only looks into memory or a mapped file: then an event loop may call it."""
+    @property
+    def looks_up_at_once(self) -> bool:
+        """Whether ``version``, called now, only looks into memory or a mapped file: then an event loop may
+        call it."""
+        return False
 
     only_read = False
     """Whether this is a source of path infos and nothing else: it takes none, and cannot list them."""
 
     may_fetch = False
     """Whether ``get`` may take minutes, because contents have to be fetched first."""
+
+    @property
+    def tells_ages(self) -> bool:
+        """Whether it tells when path infos were put or asked for, as ``neve.castore.ages`` says."""
+        return type(self).list_with_ages is not PathInfoService.list_with_ages
 
     @abstractmethod
     def get(self, digest: bytes) -> PathInfo | None:
@@ -67,8 +75,9 @@ class PathInfoService(ABC):
 
     def put_many(self, path_infos: Sequence[PathInfo]) -> Sequence[PathInfo | NeveError]:
         """Puts path infos, durable on return; what is stored, or why one cannot be. Nobody sees one before
-        those in front of it. Raises what concerns all of them: ``Unavailable``, ``PermissionDenied``."""
-        return [_stored_or_error(self, path_info) for path_info in path_infos]
+        those in front of it that it refers to. Raises what concerns all of them: ``Unavailable``,
+        ``PermissionDenied``."""
+        return [stored_or_error(self, path_info) for path_info in path_infos]
 
     def list(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[PathInfo]:
         """Up to ``limit`` path infos with digests above ``after``, ascending. May be ``Unsupported``."""
@@ -94,8 +103,16 @@ class PathInfoService(ABC):
             yield from page
             after = page[-1].digest
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
-        """Deletes path infos; returns how many were there. May be ``Unsupported``."""
+    def list_with_ages(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[tuple[bytes, float]]:
+        """The digests of what ``list`` gives, and how many seconds ago each was put, or told to be there; it
+        may be up to ``ages.SLACK`` less. May be ``Unsupported``."""
+        raise Unsupported(f"{type(self).__name__} cannot tell the ages of path infos")
+
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
+        """Deletes path infos; returns how many were there. May be ``Unsupported``.
+
+        With ``unused_for`` only those go that were not put, nor told to be there, in so many seconds.
+        """
         raise Unsupported(f"{type(self).__name__} cannot delete path infos")
 
     def add_signatures(self, digest: bytes, signatures: Sequence[Signature]) -> PathInfo:
@@ -114,7 +131,8 @@ class PathInfoService(ABC):
         return
 
 
-def _stored_or_error(service: PathInfoService, path_info: PathInfo) -> PathInfo | NeveError:
+def stored_or_error(service: PathInfoService, path_info: PathInfo) -> PathInfo | NeveError:
+    """Puts one; what ``put_many`` tells of it."""
     try:
         return service.put(path_info)
     except (Unavailable, PermissionDenied):

@@ -36,6 +36,10 @@ class CachedPathInfoService(PathInfoService):
         self._descriptions: SingleFlight[bytes, PathInfo | PathDescription | None] = SingleFlight()
         self.may_fetch = near.may_fetch or far.may_fetch
 
+    @property
+    def tells_ages(self) -> bool:
+        return self._listed.tells_ages
+
     def get(self, digest: bytes) -> PathInfo | None:
         check_path_digest(digest)
         found = self._from_near(digest)
@@ -121,10 +125,13 @@ class CachedPathInfoService(PathInfoService):
     def __iter__(self) -> Iterator[PathInfo]:
         return iter(self._listed)
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
+    def list_with_ages(self, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, float]]:
+        return self._listed.list_with_ages(after, limit)
+
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
         if self._far.only_read:
-            return self._near.delete_many(digests)
-        deleted = self._far.delete_many(digests)
+            return self._near.delete_many(digests, unused_for=unused_for)
+        deleted = self._far.delete_many(digests, unused_for=unused_for)
         self._near.delete_many(digests)
         return deleted
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import TypeVar
 
+from neve.castore.ages import refuse_ages
 from neve.errors import Corrupt, InvalidRequest, NotFound, PermissionDenied
 from neve.nix import base32
 from neve.nix.signing import Signature
@@ -141,7 +142,8 @@ class GrpcPathInfoService(PathInfoService):
                 raise self._invalid("List", error) from error
             yield path_info
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         for digest in digests:
             check_path_digest(digest)
         deleted = 0

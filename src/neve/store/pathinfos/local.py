@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import TypeVar
 
+from neve.castore.ages import refuse_ages
 from neve.errors import Conflict, Corrupt, LimitExceeded, NeveError, NotFound
 from neve.nix import base32
 from neve.nix.store_path import StorePath
@@ -32,11 +33,18 @@ _PAGE = 1000
 class LocalPathInfoService(PathInfoService):
     """Path infos of one embedded store. Owns one use of ``store``."""
 
-    looks_up_at_once = True
-
     def __init__(self, store: PackStore) -> None:
         self._store = store
         self._closed = False
+
+    @property
+    def store(self) -> PackStore:
+        """The embedded store, in which other tables may lie beside this one."""
+        return self._store
+
+    @property
+    def looks_up_at_once(self) -> bool:
+        return not self._store.is_swept
 
     def get(self, digest: bytes) -> PathInfo | None:
         data = self._store.get(PATH_INFOS, check_path_digest(digest))
@@ -98,7 +106,8 @@ class LocalPathInfoService(PathInfoService):
             after = page[-1][0]
         return sorted(found.items(), key=itemgetter(0))
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         for digest in digests:
             check_path_digest(digest)
 

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from neve.castore.ages import refuse_ages
 from neve.registry import Address
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest, to_be_stored
@@ -47,7 +48,8 @@ class LruPathInfoService(PathInfoService):
             above = sorted(digest for digest in self._path_infos if digest > after)
             return [self._path_infos[digest] for digest in above[:limit]]
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
+        refuse_ages(self, unused_for)
         for digest in digests:
             check_path_digest(digest)
         with self._lock:

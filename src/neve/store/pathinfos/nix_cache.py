@@ -136,7 +136,7 @@ class NixCachePathInfoService(PathInfoService):
     def list(self, after: bytes = b"", limit: int = 1000) -> Sequence[PathInfo]:
         raise self._cannot("list its path infos")
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
         raise self._cannot("delete path infos")
 
     def add_signatures(self, digest: bytes, signatures: Sequence[Signature]) -> PathInfo:

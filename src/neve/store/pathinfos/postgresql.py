@@ -91,11 +91,13 @@ class PostgresPathInfoService(PathInfoService):
         def change(connection: Connection) -> Sequence[PathInfo | NeveError]:
             while True:
                 with connection.transaction() as transaction:
-                    changes = _Changes(self._locked(connection, digests), replace=replace)
+                    stored, stale = self._locked(connection, digests)
+                    changes = _Changes(stored, replace=replace)
                     results = [changes.put(path_info) for path_info in path_infos]
                     new = changes.new()
                     if self._insert(connection, new) == len(new):
                         self._update(connection, changes.changed())
+                        self._table.use(connection, stale)
                         return results
                     # Somebody has put one of them in between.
                     raise Rollback(transaction)
@@ -107,22 +109,27 @@ class PostgresPathInfoService(PathInfoService):
 
         def change(connection: Connection) -> PathInfo:
             with connection.transaction():
-                stored = self._locked(connection, [digest]).get(digest)
-                if stored is None:
+                stored, stale = self._locked(connection, [digest])
+                if digest not in stored:
                     raise path_not_found(digest)
-                before = _decoded(digest, stored)
-                result = to_be_stored(before, before.with_signatures(signatures))
+                before = _decoded(digest, stored[digest])
+                result: PathInfo = to_be_stored(before, before.with_signatures(signatures))
                 if result != before:
                     self._update(connection, [result])
+                self._table.use(connection, stale)
                 return result
 
         return self._database.write(change)
 
     # The steps of a transaction.
 
-    def _locked(self, connection: Connection, digests: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Those of the rows that are there; until the end of the transaction nobody else changes them."""
-        return dict(connection.execute(self._statements["lock"], [digests], binary=True).fetchall())
+    def _locked(
+        self, connection: Connection, digests: Sequence[bytes]
+    ) -> tuple[dict[bytes, bytes], Sequence[bytes]]:
+        """Those of the rows that are there, and which of them are to be noted as used; until the end of the
+        transaction nobody else changes them."""
+        rows = connection.execute(self._statements["lock"], [digests], binary=True).fetchall()
+        return {digest: data for digest, data, _ in rows}, [digest for digest, _, stale in rows if stale]
 
     def _insert(self, connection: Connection, new: Sequence[PathInfo]) -> int:
         """Stores what is not there yet; how many that were."""
@@ -164,8 +171,6 @@ class PostgresPathInfoService(PathInfoService):
         return self._database.read(ask)
 
     def list_with_ages(self, after: bytes = b"", limit: int = _PAGE) -> Sequence[tuple[bytes, float]]:
-        """The digests of what ``list`` gives, and how many seconds ago each was put, or told to be there; it
-        may be an hour less."""
         return self._table.page_with_ages(after, limit)
 
     def referrers(self, digest: bytes) -> Sequence[bytes]:
@@ -185,8 +190,6 @@ class PostgresPathInfoService(PathInfoService):
     # Care.
 
     def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
-        """Deletes path infos; returns how many. With ``unused_for``, only those that were not put, nor told
-        to be there, in the last so many seconds."""
         return self._table.delete([check_path_digest(digest) for digest in digests], unused_for)
 
     def close(self) -> None:
@@ -274,8 +277,9 @@ _STATEMENTS = {
         select revision, used_at < now() - interval '{FRESH_SECONDS} s'
         from {{s}}.path_infos where digest = %b
     """,
-    "lock": """
-        select digest, data from {s}.path_infos where digest = any(%b::bytea[]) order by digest for update
+    "lock": f"""
+        select digest, data, used_at < now() - interval '{FRESH_SECONDS} s'
+        from {{s}}.path_infos where digest = any(%b::bytea[]) order by digest for update
     """,
     "insert": """
         with new as (

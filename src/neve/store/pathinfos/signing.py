@@ -34,6 +34,10 @@ class SigningPathInfoService(PathInfoService):
         self.only_read = inner.only_read
         self.may_fetch = inner.may_fetch
 
+    @property
+    def tells_ages(self) -> bool:
+        return self._inner.tells_ages
+
     def get(self, digest: bytes) -> PathInfo | None:
         return self._inner.get(digest)
 
@@ -80,8 +84,11 @@ class SigningPathInfoService(PathInfoService):
     def __iter__(self) -> Iterator[PathInfo]:
         return iter(self._inner)
 
-    def delete_many(self, digests: Sequence[bytes]) -> int:
-        return self._inner.delete_many(digests)
+    def list_with_ages(self, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, float]]:
+        return self._inner.list_with_ages(after, limit)
+
+    def delete_many(self, digests: Sequence[bytes], *, unused_for: float | None = None) -> int:
+        return self._inner.delete_many(digests, unused_for=unused_for)
 
     def add_signatures(self, digest: bytes, signatures: Sequence[Signature]) -> PathInfo:
         return self._inner.add_signatures(digest, signatures)

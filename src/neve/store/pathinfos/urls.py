@@ -9,6 +9,7 @@ from neve.telemetry.services import traced
 PATH_INFO_SERVICES: Schemes[PathInfoService] = Schemes(
     "path info service",
     {
+        "bigtable": "neve.store.pathinfos.bigtable:open_bigtable",
         "memory": "neve.store.pathinfos.memory:open_memory",
         "local": "neve.store.pathinfos.local:open_local",
         "lru": "neve.store.pathinfos.lru:open_lru",

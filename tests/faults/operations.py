@@ -1,0 +1,280 @@
+"""The table: what is done, to what, and what must be there before, after, and whatever happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from neve.castore.blobs.local_write import BLOBS
+from neve.castore.digest import b3_digest
+from neve.castore.directories.local import DIRECTORIES
+from neve.cli import logs
+from neve.errors import NeveError
+from neve.http_cache.tokens import read_tokens
+from neve.packstore.layout import PACKS_DIR, pack_name
+from neve.packstore.location import offset_of, pack_of
+from neve.packstore.store import PackStore
+from neve.store.pins import pins_of
+from neve.store.services import open_services
+from neve.store.signing import read_secret_key
+from tests.faults import world as worlds
+from tests.faults.world import World
+from tests.soak.trees import nar_hash
+
+Action = Callable[[], int]
+Make = Callable[[World, Path], Sequence[Action]]
+
+
+class Holds(NamedTuple):
+    """The paths in a store, by the names of their trees: before the operation, and after it."""
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+def _nothing(world: World, folder: Path) -> Sequence[Action]:
+    return ()
+
+
+def _no_files(world: World, folder: Path, output: str, done: bool) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something that writes to a disk."""
+
+    name: str
+    action: Callable[[World, Path], Action]
+    prepare: Make = _nothing
+    """What is done before."""
+    stores: dict[str, Holds] = dataclasses.field(default_factory=dict)
+    """By the names of their folders."""
+    check: Callable[[World, Path, str, bool], None] = _no_files
+    """Asserts what holds for other files, by what was printed, when it has been done and when it has not."""
+    prints_paths: bool = False
+    """Each line that it prints is the path of something that is stored."""
+    damaged: bool = False
+    """What it begins with is."""
+
+
+THREADS, TURNS = 4, 3
+"""Who puts blobs at once, and how many, one after the other."""
+
+
+def local(folder: Path, name: str = "store") -> str:
+    return f"local://{folder / name}"
+
+
+def _import(name: str, *options: str, trees: Sequence[str] = ("second",)) -> Callable[[World, Path], Action]:
+    return lambda world, folder: worlds.neve(
+        *("import", "--store", local(folder, name), *options),
+        *(world.items[tree].tree for tree in trees),
+    )
+
+
+def _imported(**stores: Sequence[str]) -> Make:
+    """Stores with trees, each imported for itself."""
+    return lambda world, folder: [
+        _import(name, trees=[tree])(world, folder) for name, trees in stores.items() for tree in trees
+    ]
+
+
+def _on_store(*command: str, of: str = "") -> Callable[[World, Path], Action]:
+    """A command for the store, about the path of a tree if there is one."""
+    return lambda world, folder: worlds.neve(
+        *(*command, *([world.items[of].store_path] if of else []), "--store", local(folder))
+    )
+
+
+def _nar(world: World, folder: Path) -> Action:
+    """The name is the tree's, so it becomes the same path."""
+    return worlds.neve("nar", "import", "--store", local(folder), "--name", "second", world.nar)
+
+
+def _archive(world: World, folder: Path) -> Action:
+    return worlds.neve("archive", "import", "--store", local(folder), "--name", "second", world.tar)
+
+
+def _mirror(world: World, folder: Path) -> Action:
+    return worlds.neve("mirror", local(folder, "source"), local(folder))
+
+
+def _export(world: World, folder: Path) -> Action:
+    return worlds.neve(
+        *("export", "--store", local(folder), world.items["first"].store_path, folder / "out" / "tree")
+    )
+
+
+def _with_out(world: World, folder: Path) -> Sequence[Action]:
+    (folder / "out").mkdir()
+    return _imported(store=["first"])(world, folder)
+
+
+def _exported(world: World, folder: Path, output: str, done: bool) -> None:
+    out = folder / "out" / "tree"
+    assert done or not out.exists() or nar_hash(out) == world.items["first"].nar_hash, "half a tree"
+    assert not done or nar_hash(out) == world.items["first"].nar_hash, "another tree"
+
+
+def _pinned(world: World, folder: Path, output: str, done: bool) -> None:
+    services = open_services(local(folder))
+    pins = {pin.name: [path.absolute for path in pin.paths] for pin in pins_of(services.packs).list()}
+    services.close()
+    assert pins in ([{}] if not done else []) + [{"name": [world.items["first"].store_path]}], pins
+
+
+def _damage(world: World, folder: Path) -> Sequence[Action]:
+    """Flips a bit in every frame of the store's pack that has contents of ``first``."""
+
+    def flip() -> int:
+        store = PackStore.open(folder / "store")
+        for table in (BLOBS, DIRECTORIES):
+            for _, location in store.page(table, b"", 3):
+                path = store.path / PACKS_DIR / pack_name(pack_of(location.place))
+                with path.open("r+b", buffering=0) as file:
+                    file.seek(offset_of(location.place) + location.stored_len // 2)
+                    byte = file.read(1)[0]
+                    file.seek(-1, os.SEEK_CUR)
+                    file.write(bytes([byte ^ 0x10]))
+        store.close()
+        return 0
+
+    return [*_imported(store=["first", "second"], source=["first", "second"])(world, folder), flip]
+
+
+def _group(world: World, folder: Path) -> Action:
+    """Several put blobs at once, and each writes down what it was promised."""
+
+    def action() -> int:
+        services = open_services(local(folder))
+        errors: list[NeveError] = []
+
+        def put(number: int) -> None:
+            try:
+                for turn in range(TURNS):
+                    [digest] = services.blobs.put_many([_blob(number, turn)])
+                    os.write(1, f"{digest.hex()}\n".encode())
+            except NeveError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=put, args=(number,)) for number in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        services.close()
+        for error in errors[:1]:
+            logs.failure(str(error), error)
+        return 1 if errors else 0
+
+    return action
+
+
+def _blob(number: int, turn: int) -> bytes:
+    return random.Random(number * 100 + turn).randbytes(3000)
+
+
+def _grouped(world: World, folder: Path, output: str, done: bool) -> None:
+    """What was promised is there, and whatever is there is right."""
+    services = open_services(local(folder))
+    for number in range(THREADS):
+        for turn in range(TURNS):
+            blob = _blob(number, turn)
+            digest = b3_digest(blob)
+            there = not services.blobs.missing([digest])
+            assert there or not (done or digest.hex() in output.split()), "something promised is not there"
+            assert not there or list(services.blobs.read_many([digest])) == [blob]
+    services.close()
+
+
+def _token(world: World, folder: Path) -> Action:
+    return worlds.neve("token", "new", "--push", "--file", folder / "tokens")
+
+
+def _with_tokens(world: World, folder: Path) -> Sequence[Action]:
+    return [worlds.neve("token", "old", "--file", folder / "tokens")]
+
+
+def _tokens(world: World, folder: Path, output: str, done: bool) -> None:
+    """The secret that is printed is one that lets in, and the file is one that a server takes."""
+    known = {token.name: token.sha256 for token in read_tokens(str(folder / "tokens"))}
+    assert set(known) in ([{"old", "new"}] if done else [{"old"}, {"old", "new"}])
+    if done and output:
+        assert known["new"] == hashlib.sha256(output.strip().encode()).digest()
+
+
+def _key(world: World, folder: Path) -> Action:
+    return worlds.neve("key", "generate", "name-1", "--output", folder / "key")
+
+
+def _keys(world: World, folder: Path, output: str, done: bool) -> None:
+    if done or (folder / "key").exists():
+        assert read_secret_key(folder / "key").name == "name-1"
+
+
+def _many(*operations: Operation) -> dict[str, Operation]:
+    return {operation.name: operation for operation in operations}
+
+
+_GROWS = {"store": Holds(("first",), ("first", "second"))}
+_STAYS = {"store": Holds(("first",), ("first",))}
+_BOTH = Holds(("first", "second"), ("first", "second"))
+
+OPERATIONS = _many(
+    Operation("create", _import("store"), stores={"store": Holds((), ("second",))}, prints_paths=True),
+    Operation(
+        "import",
+        _import("store", "--stat-cache", trees=["second", "large"]),
+        _imported(store=["first"]),
+        {"store": Holds(("first",), ("first", "large", "second"))},
+        prints_paths=True,
+    ),
+    Operation("nar-import", _nar, _imported(store=["first"]), _GROWS, prints_paths=True),
+    Operation(
+        "archive-import",
+        _archive,
+        _imported(store=["first"]),
+        {"store": Holds(("first",), ("first", "second"))},
+        prints_paths=True,
+    ),
+    Operation("group-commit", _group, _imported(store=["first"]), _STAYS, _grouped),
+    Operation(
+        "gc",
+        _on_store("gc", "--keep", of="first"),
+        _imported(store=["first", "second", "large"]),
+        {"store": Holds(("first", "second", "large"), ("first",))},
+    ),
+    Operation(
+        "pin", _on_store("pin", "add", "name", of="first"), _imported(store=["first"]), _STAYS, _pinned
+    ),
+    Operation(
+        "rebuild-index",
+        _on_store("verify", "--rebuild-index"),
+        _imported(store=["first", "second"]),
+        {"store": _BOTH},
+    ),
+    Operation(
+        "mirror",
+        _mirror,
+        _imported(store=["first"], source=["first", "second"]),
+        _GROWS | {"source": _BOTH},
+    ),
+    Operation("export", _export, _with_out, _STAYS, _exported),
+    Operation(
+        "repair",
+        lambda world, folder: _on_store("verify", "--repair-from", local(folder, "source"))(world, folder),
+        _damage,
+        {"store": _BOTH, "source": _BOTH},
+        damaged=True,
+    ),
+    Operation("token", _token, _with_tokens, check=_tokens),
+    Operation("key", _key, check=_keys),
+)
