@@ -13,12 +13,17 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from neve.errors import NeveError
 from neve.testing.bigtable import emulator_program
 from neve.testing.guests import cloud_kernels
 from tests.s3 import S3Server, moto_server
+
+if TYPE_CHECKING:
+    from neve.testing.postgresql import PostgresServer
 
 REQUIRE_ALL = "NEVE_REQUIRE_ALL"
 
@@ -64,6 +69,14 @@ def _guests() -> str | None:
     return missing_program or (None if cloud_kernels() else "linux-image-cloud-amd64 is not installed")
 
 
+def _postgresql() -> str | None:
+    try:
+        from neve.testing.postgresql import server_programs
+    except NeveError as error:
+        return str(error)
+    return None if server_programs() else "PostgreSQL's server is not installed"
+
+
 def _bigtable() -> str | None:
     return None if emulator_program() else "the Bigtable emulator (cbtemulator) is not installed"
 
@@ -77,6 +90,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "kernel": _kernel_source,
     "manual": lambda: _program("groff"),
     "nix": lambda: _program("nix-store"),
+    "postgresql": _postgresql,
     "qemu": _guests,
     "root": _mounts,
     "strace": lambda: _program("strace"),
@@ -129,3 +143,20 @@ def s3() -> Iterator[S3Server]:
     """A server that speaks S3; each test makes a bucket of its own there."""
     with moto_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresServer]:
+    """A server for all tests that do it no harm. They are marked ``postgresql``."""
+    from neve.testing.postgresql import running_postgresql
+
+    with running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgresql: PostgresServer) -> Iterator[str]:
+    """The address of an empty place in it."""
+    url = postgresql.url()
+    yield url
+    postgresql.drop(url)

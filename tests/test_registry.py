@@ -49,6 +49,16 @@ def quoted(text: str, times: int) -> str:
     return text
 
 
+@pytest.mark.parametrize("name", ["password", "sslpassword"])
+@pytest.mark.parametrize("password", ["sesame", "se%26sa%25me", "se@sa:me", "se%40sa%3Dme", "se=sa/me?"])
+@pytest.mark.parametrize("depth", range(4))
+def test_no_password_that_is_a_parameter_is_shown(name: str, password: str, depth: int) -> None:
+    url = f"postgresql://host.example/db?{name}={password}&sslmode=require"
+    shown = shown_url(inside(url, depth))
+    assert shown == inside(url, depth).replace(quoted(password, depth), "***")
+    assert "sslmode" in shown
+
+
 @pytest.mark.parametrize("password", ["se/sa@me", "se?same", "se#same", "/sesame", "80sesame/"])
 @pytest.mark.parametrize("depth", range(4))
 def test_nor_one_that_was_not_encoded(password: str, depth: int) -> None:
@@ -86,6 +96,7 @@ def test_addresses_that_are_encoded_in_part(url: str, shown: str) -> None:
         inside("nix+https://host/a@b", 2),
         "nix+https://host/x?token-file=/a&trusted-public-keys=k:abc",
         "objectstore+s3://bucket?region=eu-central-1",
+        "postgresql://host/db?passfile=/a&x=password",
         "memory://",
         "no address",
         "",

@@ -12,7 +12,7 @@ import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from neve.castore.blobs.local_write import BLOBS
 from neve.castore.digest import EMPTY_BLOB, b3_digest
@@ -22,6 +22,9 @@ from neve.errors import Corrupt, InvalidRequest, Unsupported
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, Table
 from neve.store.wire import decode_node, encode_node
+
+if TYPE_CHECKING:
+    from neve.store.small_files import SmallFiles
 
 NAR_NODES = Table(4, "nar-nodes")
 
@@ -71,6 +74,11 @@ class NarNodes(ABC):
         """Up to ``limit`` sha256 above ``after``, ascending, for which ``node`` tells something. May be
         ``Unsupported``."""
         raise Unsupported(f"{type(self).__name__} cannot list its entries")
+
+    def small_files(self) -> SmallFiles | None:
+        """What a binary cache keeps beside store paths, where something else can lie beside the map. To be
+        used until that is closed."""
+        return None
 
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""
@@ -172,11 +180,16 @@ def decode_nar_node(data: bytes) -> Node:
 
 
 def _records(node: Node, nar: Nar, file_sha256: bytes | None) -> list[Record]:
+    return [Record(_TAG, key, data) for key, data in nar_records(node, nar, file_sha256)]
+
+
+def nar_records(node: Node, nar: Nar, file_sha256: bytes | None) -> list[tuple[bytes, bytes]]:
+    """Keys and data of an entry, for engines that know nothing else. Raises ``InvalidRequest``."""
     hashes = check_nar(nar, file_sha256)
     encoded = encode_node(node)
     size = _SIZE.pack(nar.size)
-    by_node = Record(_TAG, BY_NODE + b3_digest(encoded), size + nar.sha256)
-    return [by_node, *(Record(_TAG, BY_HASH + sha256, size + encoded) for sha256 in hashes)]
+    by_node = BY_NODE + b3_digest(encoded), size + nar.sha256
+    return [by_node, *((BY_HASH + sha256, size + encoded) for sha256 in hashes)]
 
 
 def check_nar(nar: Nar, file_sha256: bytes | None) -> list[bytes]:

@@ -199,6 +199,10 @@ def _nar_nodes(path_infos_url: str, directories_url: str) -> NarNodes:
         from neve.store.remote import GrpcNarNodes, open_admin
 
         return GrpcNarNodes(open_admin(parse_address(url)))
+    if parse_address(url).scheme == "postgresql":
+        from neve.store.postgresql import open_nar_nodes
+
+        return open_nar_nodes(parse_address(url))
     if parse_address(url).scheme == "bigtable" and url == path_infos_url:
         from neve.store.bigtable import open_nar_nodes
 

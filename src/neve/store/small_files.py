@@ -58,10 +58,10 @@ class MemorySmallFiles(SmallFiles):
         self._lock = threading.Lock()
 
     def get(self, kind: str, name: str) -> bytes | None:
-        return self._files.get(_key(kind, name))
+        return self._files.get(file_key(kind, name))
 
     def put(self, kind: str, name: str, contents: bytes) -> None:
-        key = _key(kind, name)
+        key = file_key(kind, name)
         with self._lock:
             size = self._size + len(contents) - len(self._files.get(key, b""))
             if size > MAX_MEMORY_BYTES:
@@ -72,8 +72,8 @@ class MemorySmallFiles(SmallFiles):
     def list(self, after: tuple[str, str] = ("", ""), limit: int = 1000) -> Sequence[tuple[str, str]]:
         with self._lock:
             keys = sorted(self._files)
-        start = bisect_right(keys, _after(after))
-        return [_kind_and_name(key) for key in keys[start : start + limit]]
+        start = bisect_right(keys, key_after(after))
+        return [kind_and_name(key) for key in keys[start : start + limit]]
 
 
 class LocalSmallFiles(SmallFiles):
@@ -83,16 +83,16 @@ class LocalSmallFiles(SmallFiles):
         self._store = store
 
     def get(self, kind: str, name: str) -> bytes | None:
-        return self._store.get(SMALL_FILES, _key(kind, name))
+        return self._store.get(SMALL_FILES, file_key(kind, name))
 
     def put(self, kind: str, name: str, contents: bytes) -> None:
-        key = _key(kind, name)
+        key = file_key(kind, name)
         if self._store.get(SMALL_FILES, key) != contents:
             self._store.update(lambda transaction: transaction.put(SMALL_FILES, Record(_TAG, key, contents)))
 
     def list(self, after: tuple[str, str] = ("", ""), limit: int = 1000) -> Sequence[tuple[str, str]]:
-        page = self._store.page(SMALL_FILES, _after(after), limit)
-        return [_kind_and_name(key) for key, _ in page]
+        page = self._store.page(SMALL_FILES, key_after(after), limit)
+        return [kind_and_name(key) for key, _ in page]
 
 
 def small_files_beside(nar_nodes: NarNodes) -> SmallFiles | None:
@@ -100,15 +100,15 @@ def small_files_beside(nar_nodes: NarNodes) -> SmallFiles | None:
     until that is closed."""
     if isinstance(nar_nodes, LocalNarNodes):
         return LocalSmallFiles(nar_nodes.store)
-    return MemorySmallFiles() if isinstance(nar_nodes, MemoryNarNodes) else None
+    return MemorySmallFiles() if isinstance(nar_nodes, MemoryNarNodes) else nar_nodes.small_files()
 
 
-def _kind_and_name(key: bytes) -> tuple[str, str]:
+def kind_and_name(key: bytes) -> tuple[str, str]:
     kind, _, name = key.decode().partition("/")
     return kind, name
 
 
-def _key(kind: str, name: str) -> bytes:
+def file_key(kind: str, name: str) -> bytes:
     key = f"{kind}/{name}".encode()
     if not kind or not name or len(key) > MAX_NAME_BYTES:
         raise InvalidRequest(
@@ -117,5 +117,5 @@ def _key(kind: str, name: str) -> bytes:
     return key
 
 
-def _after(last: tuple[str, str]) -> bytes:
+def key_after(last: tuple[str, str]) -> bytes:
     return "/".join(last).encode() if last[0] else b""

@@ -12,6 +12,7 @@ DIRECTORY_SERVICES: Schemes[DirectoryService] = Schemes(
         "bigtable": "neve.castore.directories.bigtable:open_bigtable",
         "memory": "neve.castore.directories.memory:open_memory",
         "local": "neve.castore.directories.local:open_local",
+        "postgresql": "neve.castore.directories.postgresql:open_postgresql",
         "cache": "neve.castore.directories.cached:open_cached",
         "grpc+unix": "neve.castore.directories.grpc:open_grpc",
         "grpc+http": "neve.castore.directories.grpc:open_grpc",

@@ -13,6 +13,7 @@ PATH_INFO_SERVICES: Schemes[PathInfoService] = Schemes(
         "memory": "neve.store.pathinfos.memory:open_memory",
         "local": "neve.store.pathinfos.local:open_local",
         "lru": "neve.store.pathinfos.lru:open_lru",
+        "postgresql": "neve.store.pathinfos.postgresql:open_postgresql",
         "grpc+unix": "neve.store.pathinfos.grpc:open_grpc",
         "grpc+http": "neve.store.pathinfos.grpc:open_grpc",
         "grpc+https": "neve.store.pathinfos.grpc:open_grpc",
