@@ -175,7 +175,7 @@ class Soak:
         kills = self.daemon.kills
         running, output = self.processes.run(command)
         if running.process.returncode and not running.killed:
-            assert by_daemon, running.failure()
+            assert by_daemon, f"{running.failure()}\n{output.decode()}"
             self.daemon.keep_up()
             assert self.daemon.kills > kills, running.failure()
             assert any(word in running.errors.read_text() for word in _NO_NEWS), running.failure()
