@@ -37,6 +37,7 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._running: list[Running] = []
+        self._started: list[Running] = []
         self._lock = threading.Lock()
         self._count = 0
         self.kills = 0
@@ -54,6 +55,7 @@ class Processes:
                 )
             running = Running(process, errors)
             self._running.append(running)
+            self._started.append(running)
             return running
 
     def run(self, arguments: Sequence[str | Path]) -> tuple[Running, bytes]:
@@ -98,4 +100,8 @@ class Processes:
             left = list(self._running)
         for running in left:
             self.kill(running)
+        # Servers too that were killed last, and that nobody has started again.
+        for running in self._started:
             running.process.wait()
+            if running.process.stdout is not None:
+                running.process.stdout.close()
