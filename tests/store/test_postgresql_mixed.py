@@ -72,7 +72,7 @@ def test_a_tree_goes_in_and_out(store: Store, tmp_path: Path) -> None:
     export_tree(store.services, info.node, bytes(tmp_path / "out"))
     differences = subprocess.run(["diff", "-r", tmp_path / "tree-1", tmp_path / "out"], capture_output=True)
     assert differences.stdout == b""
-    assert imported(store, tmp_path, 1) == info
+    assert store.import_path(tmp_path / "tree-1", ImportOptions(name="tree-1")) == info
 
 
 def test_mirrors_there_and_back(store: Store, tmp_path: Path) -> None:
