@@ -17,6 +17,7 @@ from neve.fs.vhost.device import DRAIN_SECONDS
 from neve.fs.vhost.messages import MAX_QUEUE_SIZE
 from neve.fs.vhost.ring import MAX_REQUEST_BYTES
 from neve.packstore.notes import MAX_LASTING
+from neve.postgres import address as postgres
 from neve.rpc.target import DEFAULT_TIMEOUT, PARAMETERS
 from neve.server.limits import Limits
 from neve.store.composition import BLOBS, DIRECTORIES, KINDS, PATH_INFOS, parse
@@ -131,3 +132,12 @@ def test_the_guide_to_backups_tells_every_option_of_a_mirror() -> None:
     }
     assert options["mirror"] <= mentioned
     assert mentioned - {"--admin-listen"} <= options["mirror"] | options["verify"]
+
+
+def test_every_parameter_of_a_database_is_told_with_its_default() -> None:
+    text = (DOCS / "postgresql.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z]+)` \| ([^|]+) \|", text, re.MULTILINE))
+    defaults = (postgres.DEFAULT_SCHEMA, f"{postgres.DEFAULT_TIMEOUT:g}", str(postgres.DEFAULT_POOL))
+    assert rows == dict(zip(postgres.PARAMETERS, defaults, strict=True))
+    passed_on = text.partition("Those of libpq")[2].partition("Any other is refused")[0]
+    assert tuple(re.findall(r"`([a-z_]+)`", passed_on)) == postgres.LIBPQ_PARAMETERS

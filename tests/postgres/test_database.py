@@ -229,8 +229,10 @@ def test_a_server_that_stops_answering(own_server: PostgresServer, monkeypatch: 
     monkeypatch.setattr("neve.postgres.database._LATE_SECONDS", 0.0)
     with directories(f"{own_server.url()}&timeout=1&connect_timeout=2") as service:
         service.put(leaf("a"))
-        with own_server.paused(), pytest.raises(Unavailable, match="does not answer within 1 s"):
-            service.put(leaf("b"))
+        for call in (lambda: service.put(leaf("b")), lambda: service.delete_many([leaf("a").digest])):
+            service.list()  # Connected again.
+            with own_server.paused(), pytest.raises(Unavailable, match="does not answer within 1 s"):
+                call()
         assert service.get(leaf("a").digest) == leaf("a")
 
 

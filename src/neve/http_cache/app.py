@@ -90,7 +90,7 @@ class CacheApp:
         self._uploads = Uploads(services, limits, threads)
         self._cache_info_text = CacheInfo(want_mass_query=True, priority=settings.priority).render().encode()
         self._pages = Starlette(routes=list(pages))
-        self._probe: asyncio.Future[bool] | None = None
+        self._probe: asyncio.Future[None] | None = None
         self._reads, self._writes = self._handlers(settings)
 
     def _handlers(self, settings: Settings) -> tuple[dict[str, Handler], dict[str, Handler]]:
@@ -249,7 +249,7 @@ class CacheApp:
             self._services.path_infos.version(bytes(PATH_DIGEST_SIZE))
             return
         if self._probe is None or self._probe.done():
-            asked = self._threads.ask(self._services.blobs.has, bytes(DIGEST_SIZE))
+            asked = self._threads.ask(self._ask_store)
             self._probe = asyncio.ensure_future(asked)
             self._probe.add_done_callback(_seen)
         done, _ = await asyncio.wait([self._probe], timeout=_PROBE_SECONDS)
@@ -257,11 +257,17 @@ class CacheApp:
             raise Unavailable("the store does not answer")
         self._probe.result()
 
+    def _ask_store(self) -> None:
+        """Contents and path infos may lie in different places."""
+        self._services.blobs.has(bytes(DIGEST_SIZE))
+        if not self._services.path_infos.may_fetch:
+            self._services.path_infos.version(bytes(PATH_DIGEST_SIZE))
+
     async def _upload(self, exchange: Exchange, name: str) -> None:
         await self._uploads.put(exchange, name, lambda change: self._counters.add(UPLOADS, change))
 
 
-def _seen(future: asyncio.Future[bool]) -> None:
+def _seen(future: asyncio.Future[None]) -> None:
     """Whatever came of it: nobody may be waiting any more."""
     if not future.cancelled():
         future.exception()

@@ -106,9 +106,7 @@ class Database:
         raise AssertionError("the last turn returns or raises")
 
     def _translated(self, error: psycopg.Error, connection: Connection, lost: _Lost) -> NeveError:
-        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            # It would get the answer to this one.
-            connection.close()
+        if isinstance(connection, _Patient) and connection.is_late:
             return Unavailable(
                 f"{self.where} does not answer within {self.target.timeout:g} s (timeout= in the address)"
             )
@@ -151,9 +149,17 @@ class _Patient(psycopg.Connection[Any]):
 
     seconds: float | None = None
     """For one statement."""
+    is_late = False
+    """Whether a statement took longer. Then it is closed: it would get the answer to this one."""
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        return super().wait(gen, interval, self.seconds if timeout is None else timeout)
+        try:
+            return super().wait(gen, interval, self.seconds if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.is_late = True
+                self.close()
+            raise
 
 
 class _Lost:
