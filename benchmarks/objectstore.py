@@ -1,8 +1,8 @@
-"""Claim: importing small files into an object store that is 50 ms away, and reading them back, takes at most 5 % of
-the time that its requests take one after the other, and at most 5 requests for each file.
+"""Claim: importing small files into an object store that is 50 ms away, and reading them back, takes at most
+5 % of the time that its requests take one after the other, and at most 5 requests for each file.
 
-The store is a server of this script's own in memory, that answers after the delay: what is measured is how many
-requests there are and how many of them at once. The same without a delay tells what the work itself takes.
+The store is a server of this script's own in memory, that answers after the delay: what is measured is how
+many requests there are, and how many of them at once. The same without a delay tells what the work takes.
 """
 
 from __future__ import annotations

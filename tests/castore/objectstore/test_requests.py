@@ -209,7 +209,7 @@ def test_what_lies_in_a_folder_is_synced_before_it_is_visible(
     monkeypatch.setattr(os, "fsync", folder)
     monkeypatch.setattr(os, "replace", named)
     digest = put(files, b"contents")
-    expected = []
+    expected = [f"folder {above}" for above in Path(root).parents]
     for table in (CHUNKS, BLOBS):
         key = key_of(table, digest)
         folder_of_it = f"/{key.rpartition('/')[0]}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
@@ -142,7 +143,9 @@ class ObjectBlobService(BlobService):
         try:
             contents = unpack_chunk(chunk.digest, packed, chunk.size)
         except LimitExceeded as error:
-            raise Corrupt(f"its list says otherwise: {error}") from error
+            raise Corrupt(
+                f"chunk {format_digest(chunk.digest)} has more than the {chunk.size} bytes that its list says"
+            ) from error
         if len(contents) != chunk.size:
             raise Corrupt(
                 f"chunk {format_digest(chunk.digest)} has {len(contents)} bytes, its list says {chunk.size}"
@@ -167,7 +170,7 @@ class ObjectBlobService(BlobService):
         return self._whole(digest, self._bucket.call(self._found, check_digest(digest)), limit)
 
     def read_many(self, digests: Iterable[Digest], limit: int | None = None) -> Iterator[bytes]:
-        asked: list[Digest] = []
+        asked: deque[Digest] = deque()
 
         def noted() -> Iterator[Digest]:
             for digest in digests:
@@ -176,7 +179,7 @@ class ObjectBlobService(BlobService):
 
         with contextlib.closing(self._bucket.map(self._found, noted())) as answers:
             for found in answers:
-                yield self._whole(asked.pop(0), found, limit)
+                yield self._whole(asked.popleft(), found, limit)
 
     def _whole(self, digest: Digest, found: bytes | list[Chunk] | None, limit: int | None) -> bytes:
         """All contents of what was found. Asks for the chunks, so not in the bucket's threads."""
@@ -191,16 +194,16 @@ class ObjectBlobService(BlobService):
             return reader.read()
 
     def read_bundles(self, digests: Sequence[Digest], limit: int = WHOLE_FILE_LIMIT) -> Iterator[Answer]:
-        found = self._bucket.map(self._readable, digests)
-        for place, digest in enumerate(digests):
-            answer = Answer()
-            try:
-                answer.add(place, self._whole(digest, next(found), limit))
-            except NotFound:
-                answer.absent.append(place)
-            except (LimitExceeded, Corrupt):
-                answer.apart.append(place)
-            yield answer
+        with contextlib.closing(self._bucket.map(self._readable, digests)) as answers:
+            for place, found in enumerate(answers):
+                answer = Answer()
+                try:
+                    answer.add(place, self._whole(digests[place], found, limit))
+                except NotFound:
+                    answer.absent.append(place)
+                except (LimitExceeded, Corrupt):
+                    answer.apart.append(place)
+                yield answer
 
     def _readable(self, digest: Digest) -> bytes | list[Chunk] | None:
         """Like ``_found``; what is damaged is one chunk that is longer than anybody takes."""
@@ -258,14 +261,12 @@ class ObjectBlobService(BlobService):
 
     def _delete(self, digests: Sequence[Digest], tables: Sequence[str]) -> int:
         wanted = {check_digest(digest) for digest in digests} - {EMPTY_BLOB}
-        there: set[Digest] = set()
         # What refers goes first: a list without its chunks would be damage.
         keys = [(digest, key_of(table, digest)) for table in tables for digest in sorted(wanted)]
         found = self._bucket.map(lambda each: self._bucket.head(each[1]), keys)
         present = [key for key, meta in zip(keys, found, strict=True) if meta is not None]
-        there.update(digest for digest, _ in present)
         self._bucket.delete([key for _, key in present])
-        return len(there)
+        return len({digest for digest, _ in present})
 
     def close(self) -> None:
         self._bucket.close()

@@ -162,7 +162,12 @@ class Bucket:
 
     def freshen(self, key: str, meta: Meta) -> None:
         """Writes what is there anew, so that it counts as new."""
-        data = self.get(key, meta.size) if meta.size else b""
+        if meta.size > _PART_BYTES:
+            pieces = self.pieces(key)
+            if pieces is not None:
+                self.put_pieces(key, pieces)
+            return
+        data = self.get(key, _PART_BYTES) if meta.size else b""
         if data is not None:
             self.put(key, data)
 
