@@ -14,7 +14,10 @@ from neve.castore.blobs.base import BlobService
 from neve.castore.blobs.objectstore import ObjectBlobService
 from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.digest import EMPTY_BLOB, b3_digest
+from neve.castore.directories import objectstore
+from neve.castore.directories.objectstore import ObjectDirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
+from neve.castore.objectstore import bucket
 from neve.castore.objectstore.layout import BLOBS, CHUNKS, DIRECTORIES, key_of
 from neve.store.importer import import_path
 from neve.store.services import open_services
@@ -96,6 +99,36 @@ def test_closures(url: str, proxy: Proxy) -> None:
     directories.close()
 
 
+@pytest.mark.parametrize("kind", ["file", "s3"])
+def test_a_long_closure_goes_in_parts(
+    kind: str, url: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectstore, "_PART_BYTES", 100)
+    service = DIRECTORY_SERVICES.open(url if kind == "s3" else f"objectstore+file://{tmp_path}/store")
+    assert isinstance(service, ObjectDirectoryService)
+    closure = tree()
+    root = put_closure(service, closure)
+    assert len(list(service.get_recursive(root))) == len(closure)
+    # And what is long is made new in parts.
+    monkeypatch.setattr(bucket, "_WHOLE_BYTES", 100)
+    assert service.freshen([root]) == []
+    assert (proxy.count("POST") > 0) == (kind == "s3")
+    service._held.clear()
+    assert len(list(service.get_recursive(root))) == len(closure)
+    service.close()
+
+
+def test_what_is_gone_already_keeps_no_other_from_being_deleted(tmp_path: Path) -> None:
+    service = BLOB_SERVICES.open(f"objectstore+file://{tmp_path}/store")
+    assert isinstance(service, ObjectBlobService)
+    digests = service.put_many([b"%d" % number for number in range(30)])
+    keys = [key_of(BLOBS, digest) for digest in digests]
+    service._bucket.delete([keys[0]])
+    service._bucket.delete(keys)
+    assert service.list() == []
+    service.close()
+
+
 def test_deleting_goes_in_groups(blobs: BlobService, proxy: Proxy) -> None:
     digests = blobs.put_many([b"%d" % number for number in range(40)])
     begin = len(proxy.requests)
@@ -170,7 +203,7 @@ def test_what_lies_in_a_folder_is_synced_before_it_is_visible(
     monkeypatch.setattr(os, "fsync", folder)
     monkeypatch.setattr(os, "replace", named)
     digest = put(files, b"contents")
-    expected = []
+    expected = [f"folder {above}" for above in Path(root).parents]
     for table in (CHUNKS, BLOBS):
         key = key_of(table, digest)
         folder_of_it = f"/{key.rpartition('/')[0]}"

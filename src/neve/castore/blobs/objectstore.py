@@ -7,6 +7,7 @@ and only what is not found that way is looked for among the chunk lists.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
@@ -137,7 +138,9 @@ class ObjectBlobService(BlobService):
         try:
             contents = unpack_chunk(chunk.digest, packed, chunk.size)
         except LimitExceeded as error:
-            raise Corrupt(f"its list says otherwise: {error}") from error
+            raise Corrupt(
+                f"chunk {format_digest(chunk.digest)} has more than the {chunk.size} bytes that its list says"
+            ) from error
         if len(contents) != chunk.size:
             raise Corrupt(
                 f"chunk {format_digest(chunk.digest)} has {len(contents)} bytes, its list says {chunk.size}"
@@ -162,7 +165,7 @@ class ObjectBlobService(BlobService):
         return self._whole(digest, self._bucket.call(self._found, check_digest(digest)), limit)
 
     def read_many(self, digests: Iterable[Digest], limit: int | None = None) -> Iterator[bytes]:
-        asked: list[Digest] = []
+        asked: deque[Digest] = deque()
 
         def noted() -> Iterator[Digest]:
             for digest in digests:
@@ -171,7 +174,7 @@ class ObjectBlobService(BlobService):
 
         with contextlib.closing(self._bucket.map(self._found, noted())) as answers:
             for found in answers:
-                yield self._whole(asked.pop(0), found, limit)
+                yield self._whole(asked.popleft(), found, limit)
 
     def _whole(self, digest: Digest, found: bytes | list[Chunk] | None, limit: int | None) -> bytes:
         """All contents of what was found. Asks for the chunks, so not in the bucket's threads."""
@@ -186,16 +189,16 @@ class ObjectBlobService(BlobService):
             return reader.read()
 
     def read_bundles(self, digests: Sequence[Digest], limit: int = WHOLE_FILE_LIMIT) -> Iterator[Answer]:
-        found = self._bucket.map(self._readable, digests)
-        for place, digest in enumerate(digests):
-            answer = Answer()
-            try:
-                answer.add(place, self._whole(digest, next(found), limit))
-            except NotFound:
-                answer.absent.append(place)
-            except (LimitExceeded, Corrupt):
-                answer.apart.append(place)
-            yield answer
+        with contextlib.closing(self._bucket.map(self._readable, digests)) as answers:
+            for place, found in enumerate(answers):
+                answer = Answer()
+                try:
+                    answer.add(place, self._whole(digests[place], found, limit))
+                except NotFound:
+                    answer.absent.append(place)
+                except (LimitExceeded, Corrupt):
+                    answer.apart.append(place)
+                yield answer
 
     def _readable(self, digest: Digest) -> bytes | list[Chunk] | None:
         """Like ``_found``; what is damaged is one chunk that is longer than anybody takes."""

@@ -110,6 +110,7 @@ class HeldClosures:
 
     def __init__(self, memory: int = MEMORY_BYTES, disk: int = DISK_BYTES) -> None:
         self._limits = memory, disk
+        self._memory = self._disk = 0
         self._held: OrderedDict[Digest, Closure] = OrderedDict()
         self._by_child: dict[Digest, Closure] = {}
         self._remembered: OrderedDict[Digest, Digest] = OrderedDict()
@@ -118,20 +119,24 @@ class HeldClosures:
     def add(self, closure: Closure) -> None:
         """Holds one more, and lets go of those that were used least recently."""
         with self._lock:
+            if closure.root in self._held:
+                self._let_go(closure.root, remember=False)
             self._held[closure.root] = closure
-            self._held.move_to_end(closure.root)
+            self._memory += closure.memory
+            self._disk += closure.disk
             for digest in closure.places:
                 self._by_child[digest] = closure
             while len(self._held) > 1 and self._is_too_much():
                 self._let_go(next(iter(self._held)), remember=True)
 
     def _is_too_much(self) -> bool:
-        closures = self._held.values()
         memory, disk = self._limits
-        return sum(each.memory for each in closures) > memory or sum(each.disk for each in closures) > disk
+        return self._memory > memory or self._disk > disk
 
     def _let_go(self, root: Digest, *, remember: bool) -> None:
         closure = self._held.pop(root)
+        self._memory -= closure.memory
+        self._disk -= closure.disk
         for digest in closure.places:
             if self._by_child.get(digest) is closure:
                 del self._by_child[digest]
@@ -171,5 +176,6 @@ class HeldClosures:
     def clear(self) -> None:
         with self._lock:
             self._held.clear()
+            self._memory = self._disk = 0
             self._by_child.clear()
             self._remembered.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from neve.castore.objectstore.failures import BrokenOff, is_no_bucket, is_of_lib
 from neve.castore.objectstore.layout import digest_in, folder, key_of
 from neve.castore.objectstore.settings import Settings, settings_of
 from neve.errors import Corrupt, InvalidRequest, Unavailable, Unsupported
+from neve.packstore.layout import os_errors
 from neve.registry import Address
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ _FIRST_PAUSE = 0.1
 _PIECE_BYTES = 1024 * 1024
 _PART_BYTES = 5 * 1024 * 1024
 """Of an upload in parts: the least that S3 takes."""
+
+_WHOLE_BYTES = 5 * 1024 * 1024
+"""What is longer is made new without being held."""
 
 _DELETED_AT_ONCE = 1000
 """Keys in one request: the most that S3 takes."""
@@ -174,9 +179,22 @@ class Bucket:
 
     def freshen(self, key: str, meta: Meta) -> None:
         """Writes what is there anew, so that it counts as new."""
-        data = self.get(key, meta.size) if meta.size else b""
+        if meta.size > _WHOLE_BYTES:
+            repeated(lambda: self._freshen_long(key))
+            return
+        data = self.get(key, 2 * _WHOLE_BYTES) if meta.size else b""
         if data is not None:
             self.put(key, data)
+
+    def _freshen_long(self, key: str) -> None:
+        pieces = self.pieces(key)
+        if pieces is None:
+            return
+        # The library cannot send what it is still receiving.
+        with os_errors("cannot hold an object in the temporary folder"), tempfile.TemporaryFile() as file:
+            file.writelines(pieces)
+            file.seek(0)
+            self.put_pieces(key, iter(lambda: file.read(_PIECE_BYTES), b""))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes objects; those that are not there too."""
@@ -185,8 +203,15 @@ class Bucket:
             repeated(lambda part=part: self._delete(part))  # type: ignore[misc]
 
     def _delete(self, keys: Sequence[str]) -> None:
-        with self._errors("delete", keys[0]), contextlib.suppress(FileNotFoundError):
-            self._store.delete(keys)
+        with self._errors("delete", keys[0]):
+            try:
+                self._store.delete(keys)
+            except FileNotFoundError as error:
+                if is_no_bucket(error):
+                    raise
+                # Somebody else has deleted one, and some stores do not go on with the others then.
+                for key in keys if len(keys) > 1 else ():
+                    self._delete([key])
 
     # Many at once.
 

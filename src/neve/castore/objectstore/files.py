@@ -20,7 +20,7 @@ class DurableFiles:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._known: set[Path] = {root}
+        self._known: set[Path] = set()
         self._lock = threading.Lock()
 
     def put(self, key: str, pieces: Iterable[bytes]) -> None:
@@ -52,10 +52,15 @@ class DurableFiles:
                 return
         if folder != self._root:
             self._make(folder.parent)
-        folder.mkdir(mode=0o755, parents=folder == self._root, exist_ok=True)
-        # Also if it was there: who has made it may not have come to this yet.
-        sync_directory(folder.parent)
+            folder.mkdir(mode=0o755, exist_ok=True)
+            # Also if it was there: who has made it may not have come to this yet.
+            sync_directory(folder.parent)
+        else:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for above in folder.parents:
+                with contextlib.suppress(PermissionError):  # Who may not read it has not made what is in it.
+                    sync_directory(above)
         with self._lock:
             if len(self._known) >= _MAX_KNOWN_FOLDERS:
-                self._known = {self._root}
+                self._known.clear()
             self._known.add(folder)

@@ -94,7 +94,8 @@ def unpack_chunk(digest: Digest, packed: bytes, limit: int) -> bytes:
             size += len(piece)
             if size > limit:
                 raise LimitExceeded(
-                    f"chunk {format_digest(digest)} has more than the {limit} bytes that are taken"
+                    f"chunk {format_digest(digest)} has more than the {limit} bytes that are taken "
+                    "(max_chunk_bytes)"
                 )
     except InvalidRequest as error:
         raise Corrupt(f"the stored bytes of chunk {format_digest(digest)} are damaged: {error}") from error
