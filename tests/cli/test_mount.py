@@ -146,7 +146,7 @@ class TestAsAnotherUser:
             # It is for this user only, not even for root.
             assert "Permission denied" in run("ls", place).stderr
             mount.process.send_signal(signal.SIGINT)
-            assert mount.ended() == 0
+            assert mount.ended() == 0, mount.log
             assert not is_mounted(place)
         with mounting(store, place, program=program) as mount:
             result = run("fusermount3", "-u", place, user=NOBODY, group=NOBODY, extra_groups=[])
