@@ -20,6 +20,7 @@ import pytest
 from neve.errors import NeveError
 from neve.testing.bigtable import emulator_program
 from neve.testing.guests import cloud_kernels
+from tests.s3 import S3Server, moto_server
 
 if TYPE_CHECKING:
     from neve.testing.postgresql import PostgresServer
@@ -135,6 +136,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get(REQUIRE_ALL):
         pytest.fail(f"{reason}, and {REQUIRE_ALL} is set", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A server that speaks S3; each test makes a bucket of its own there."""
+    with moto_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

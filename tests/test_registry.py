@@ -29,6 +29,20 @@ def test_no_password_is_shown(password: str, depth: int) -> None:
     assert "host.example" in shown
 
 
+@pytest.mark.parametrize("depth", range(4))
+@pytest.mark.parametrize(
+    "name",
+    ["secret_access_key", "aws_session_token", "sas_token", "account_key", "password", "access_key_id"],
+)
+def test_no_key_of_an_object_store_is_shown(name: str, depth: int) -> None:
+    url = f"objectstore+s3://bucket/x?region=r&{name}=se%2Fsa%26me&endpoint=http://host"
+    shown = shown_url(inside(url, depth))
+    assert shown == inside(url, depth).replace(quoted("se%2Fsa%26me", depth), "***")
+    assert "me&endpoint" not in shown
+    # At the end of a line, too.
+    assert shown_url(f"{name}=sesame and more") == f"{name}=*** and more"
+
+
 def quoted(text: str, times: int) -> str:
     for _ in range(times):
         text = quote(text, safe="")
@@ -80,6 +94,8 @@ def test_addresses_that_are_encoded_in_part(url: str, shown: str) -> None:
         inside("nix+https://host:8080/a@b", 2),
         inside("local:///srv/a@b"),
         inside("nix+https://host/a@b", 2),
+        "nix+https://host/x?token-file=/a&trusted-public-keys=k:abc",
+        "objectstore+s3://bucket?region=eu-central-1",
         "postgresql://host/db?passfile=/a&x=password",
         "memory://",
         "no address",

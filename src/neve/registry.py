@@ -28,6 +28,13 @@ _LEVELS = 4
 """How deep in each other user names are looked for in addresses: each level is encoded once more."""
 
 
+_SECRETS = (
+    "(?:secret|token|password|access_key|account_key|master_key|storage_key|customer_key|sas_key"
+    "|service_account)"
+)
+"""What is in the names of parameters whose values are nobody else's business."""
+
+
 class _UserInfos(NamedTuple):
     """Find what is between ``://`` and ``@``, encoded so many times; an address may be encoded in part."""
 
@@ -38,9 +45,12 @@ class _UserInfos(NamedTuple):
     breaks: re.Pattern[str]
     """What ends such a password."""
     at: re.Pattern[str]
+    secrets: re.Pattern[str]
+    """Parameters that are as secret as a password: keys and tokens of object stores."""
 
     def hidden_in(self, text: str) -> str:
         """``text`` without them."""
+        text = self.secrets.sub(r"\1***", text)
         text = self.proper.sub(r"\1***@", text)
         # Up to the last ``@`` of each part only: else each ``://`` behind it would be looked at in vain, and
         # all that follows with it.
@@ -62,6 +72,7 @@ def _user_infos(level: int) -> _UserInfos:
     start = rf"((?:{colon})(?:{slash})(?:{slash}))"
     port = rf"[0-9]+(?:{ends}|{more}|\s|$)"
     user = rf"(?:(?!{ends}|{more}|{colon}|{at}|\[|\s).)+"
+    secret = rf"({_SECRETS}[a-z0-9_]{{0,30}}(?:{encoded('=')}))(?:(?!{more}|\s).)+"
     forgotten = rf"{user}(?:{colon})(?!{port})(?:(?!{more}|\s).)*(?:{at})"
     return _UserInfos(
         *(
@@ -71,6 +82,7 @@ def _user_infos(level: int) -> _UserInfos:
                 start + forgotten,
                 rf"((?:{more})|\s)",
                 at,
+                secret,
             )
         )
     )
@@ -79,24 +91,8 @@ def _user_infos(level: int) -> _UserInfos:
 _USER_INFOS = [_user_infos(level) for level in range(_LEVELS)]
 
 
-def _secret_parameters(level: int) -> re.Pattern[str]:
-    """Finds the values of parameters that are secret, encoded exactly so many times."""
-
-    def encoded(character: str, level: int) -> str:
-        return f"%{'25' * (level - 1)}{ord(character):02X}" if level else re.escape(character)
-
-    # What is encoded more often than what is around it belongs to the value.
-    ends = "|".join(encoded("&", each) for each in range(level + 1))
-    return re.compile(rf"(password{encoded('=', level)})(?:(?!{ends}|\s).)+", re.IGNORECASE)
-
-
-_SECRET_PARAMETERS = [_secret_parameters(level) for level in range(_LEVELS)]
-
-
 def shown_url(url: str) -> str:
-    """An address for a message: without the user names and passwords in it."""
-    for secret in _SECRET_PARAMETERS:
-        url = secret.sub(r"\1***", url)
+    """An address for a message: without the user names, passwords and keys in it."""
     for user_infos in _USER_INFOS:
         url = user_infos.hidden_in(url)
     return url

@@ -61,7 +61,8 @@ def test_a_store_of_several(neve: Neve, tree: Path, tmp_path: Path) -> None:
     path = neve("import", "--store-composition", file, tree).line
     assert all((folder / "store.json").exists() for folder in folders)
     assert neve("cat", "--store-composition", file, f"{path}/text").out == b"Hello\n"
-    for command in (["gc"], ["pin", "list"], ["verify", "--rebuild-index"]):
+    assert neve("gc", "--store-composition", file).out.startswith(b"paths kept:          1\n")
+    for command in (["pin", "list"], ["verify", "--rebuild-index"]):
         result = neve(*command, "--store-composition", file)
         assert result.code == 2
         assert "the composition is of several: name one with --store" in result.err

@@ -37,7 +37,7 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._running: list[Running] = []
-        self._all: list[Running] = []
+        self._started: list[Running] = []
         self._lock = threading.Lock()
         self._count = 0
         self.kills = 0
@@ -55,7 +55,7 @@ class Processes:
                 )
             running = Running(process, errors)
             self._running.append(running)
-            self._all.append(running)
+            self._started.append(running)
             return running
 
     def run(self, arguments: Sequence[str | Path]) -> tuple[Running, bytes]:
@@ -95,12 +95,13 @@ class Processes:
             self.kill(numbers.choice(found))
 
     def stop_all(self) -> None:
-        """Ends what is left, and waits for all that ever ran."""
+        """Ends what is left."""
         with self._lock:
             left = list(self._running)
         for running in left:
             self.kill(running)
-        for running in self._all:
+        # Servers too that were killed last, and that nobody has started again.
+        for running in self._started:
             running.process.wait()
             if running.process.stdout is not None:
                 running.process.stdout.close()

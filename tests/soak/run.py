@@ -42,7 +42,8 @@ class Server:
     def keep_up(self) -> None:
         """Starts it, unless it runs."""
         with self._lock:
-            if self._running is not None and self._running.process.poll() is None:
+            running = self._running
+            if running is not None and not running.killed and running.process.poll() is None:
                 return
             if self._running is not None:
                 assert self._running.killed, self._running.failure()
@@ -77,6 +78,8 @@ class Soak:
         self.failures: list[str] = []
         self._seed = seed
         self._end = 0.0
+        self._collecting = threading.Lock()
+        """There is one collection at a time."""
         grpc, web = folder / "grpc", folder / "http"
         common = ["--store", self.url]
         self.daemon = Server(self.processes, ["daemon", "-l", f"unix:{grpc}", *common], grpc)
@@ -160,7 +163,7 @@ class Soak:
             connection.close()
 
     def collect(self, numbers: random.Random) -> None:
-        with self.model.dropping(numbers, 2) as dropped:
+        with self._collecting, self.model.dropping(numbers, 2) as dropped:
             kept = [item.store_path for item in self.model.items if item not in dropped]
             command = ["gc", "--store", self.url, "--ignore-missing", "--grace", "2s", "--keep", *kept]
             self._run(command, False)
@@ -175,7 +178,7 @@ class Soak:
         kills = self.daemon.kills
         running, output = self.processes.run(command)
         if running.process.returncode and not running.killed:
-            assert by_daemon, running.failure()
+            assert by_daemon, f"{running.failure()}\n{output.decode()}"
             self.daemon.keep_up()
             assert self.daemon.kills > kills, running.failure()
             assert any(word in running.errors.read_text() for word in _NO_NEWS), running.failure()

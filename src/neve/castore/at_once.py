@@ -20,7 +20,10 @@ CALLS_AT_ONCE = 16
 class CallsAtOnce:
     """Threads that make calls; they start when first needed and end with ``close``. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = CALLS_AT_ONCE, name: str = "neve-grpc") -> None:
+        """``limit`` is how many calls there are at once; ``name`` is that of the threads."""
+        self.limit = limit
+        self._name = name
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
@@ -30,8 +33,8 @@ class CallsAtOnce:
         pending: deque[Future[T]] = deque()
         try:
             while True:
-                for item in islice(source, CALLS_AT_ONCE - len(pending)):
-                    pending.append(self._executor().submit(carried(function), item))
+                for item in islice(source, self.limit - len(pending)):
+                    pending.append(self.submit(function, item))
                 if not pending:
                     return
                 yield pending.popleft().result()
@@ -39,15 +42,19 @@ class CallsAtOnce:
             for future in pending:
                 future.cancel()
 
+    def submit(self, function: Callable[[Item], T], item: Item) -> Future[T]:
+        """Has ``function`` called with ``item``."""
+        return self._executor().submit(carried(function), item)
+
     def _executor(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="neve-grpc")
+                self._pool = ThreadPoolExecutor(self.limit, thread_name_prefix=self._name)
             return self._pool
 
-    def close(self) -> None:
-        """Can be called again."""
+    def close(self, *, wait: bool = True) -> None:
+        """``wait``: for the calls that are being made. Can be called again."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait, cancel_futures=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -42,6 +43,30 @@ def get_directory(directories: DirectoryService, digest: Digest) -> Directory:
     return directory
 
 
+def find_below(directories: DirectoryService, root: Digest, digest: Digest) -> Directory | None:
+    """A Directory that the closure of ``root`` has, or None if it is missing.
+
+    Where children cannot be asked for by themselves, one that is not found is missing only if it does not
+    come with its root either.
+    """
+    directory = directories.get(digest)
+    if directory is None and digest != root and not directories.looks_up_children:
+        with contextlib.suppress(NotFound):
+            # To the end: so that all of it is held, or near.
+            for one in directories.get_recursive(root):
+                if one.digest == digest:
+                    directory = one
+    return directory
+
+
+def get_below(directories: DirectoryService, root: Digest, digest: Digest) -> Directory:
+    """The same for what something refers to. Raises ``NotFound`` naming it."""
+    directory = find_below(directories, root, digest)
+    if directory is None:
+        raise directory_not_found(digest)
+    return directory
+
+
 def open_root(directories: DirectoryService, digest: Digest) -> Directory:
     """The root of a tree that is about to be walked. Raises ``NotFound`` naming it."""
     directories.read_ahead(digest)
@@ -58,15 +83,20 @@ def descend(directories: DirectoryService, root: Node, components: Sequence[byte
     for name in components:
         if not isinstance(node, DirectoryNode):
             return None
-        node = get_directory(directories, node.digest).get(name)
+        assert isinstance(root, DirectoryNode)
+        node = get_below(directories, root.digest, node.digest).get(name)
     return node
 
 
 class Children:
     """The entries of a Directory in order, with the Directories of the subdirectories fetched ahead."""
 
-    def __init__(self, directories: DirectoryService, directory: Directory) -> None:
+    def __init__(
+        self, directories: DirectoryService, directory: Directory, root: Digest | None = None
+    ) -> None:
+        """``root`` is that of the closure (default: ``directory``)."""
         self._directories = directories
+        self._root = directory.digest if root is None else root
         self._ahead: Iterator[DirectoryNode] = (child for _, child in directory.directories())
         self._fetched: dict[Digest, Directory] = {}
         self.entries: Iterator[tuple[bytes, Node]] = iter(directory)
@@ -77,7 +107,11 @@ class Children:
             self._fetched.clear()
             self._fetched = self._directories.get_many(self._wanted(node))
         directory = self._fetched.get(node.digest)
-        return directory if directory is not None else get_directory(self._directories, node.digest)
+        return directory if directory is not None else get_below(self._directories, self._root, node.digest)
+
+    def below(self, node: DirectoryNode) -> Children:
+        """The entries of a child. Raises ``NotFound``."""
+        return Children(self._directories, self.open(node), self._root)
 
     def _wanted(self, node: DirectoryNode) -> list[Digest]:
         """What to fetch for ``node``: its Directory, and those of the subdirectories that come next."""
@@ -165,7 +199,7 @@ def _walk(directories: DirectoryService, root: Node) -> Iterator[tuple[bytes, No
         for entry in children.entries:
             yield entry
             if isinstance(entry[1], DirectoryNode):
-                stack.append(Children(directories, children.open(entry[1])))
+                stack.append(children.below(entry[1]))
                 break
         else:
             stack.pop()

@@ -76,9 +76,13 @@ _SECRETS = (
 )
 
 
+_MARKS = ("@", "%40", "=", "%3D", "%3d")
+"""Without one of these there is nothing to hide in an address."""
+
+
 def without_secrets(text: str) -> str:
     """``text`` without passwords in addresses, secret keys, and what an Authorization header holds."""
-    text = shown_url(text) if "@" in text or "%40" in text else text
+    text = shown_url(text) if any(mark in text for mark in _MARKS) else text
     for secret in _SECRETS:
         text = secret.sub(r"\1***", text)
     return text

@@ -7,6 +7,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from neve.castore.blobs.local_write import BLOBS
@@ -14,6 +15,7 @@ from neve.castore.digest import Digest, b3_digest, format_digest
 from neve.castore.directories.local import DIRECTORIES
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node
+from neve.castore.traverse import find_below
 from neve.errors import NeveError, NotFound, Unavailable
 from neve.nix import base32
 from neve.packstore import check as packs_check
@@ -39,6 +41,8 @@ TABLES = (BLOBS, DIRECTORIES, PATH_INFOS, NAR_NODES, REFERRERS, SMALL_FILES, PIN
 """Every table of an embedded store."""
 
 _SHOWN_PATHS = 10
+_LOOKS = 3
+_MISSING = "is missing"
 _SHOWN_PLACES = 5
 _SPOOL_IN_MEMORY = 16 * 1024 * 1024
 
@@ -93,10 +97,28 @@ def _verify(services: Services, progress: Progress, *, nar_hashes: bool) -> Veri
                 _check_nar(services, path_info, report, progress)
     except NeveError as error:
         report.problems.append(f"the path infos cannot be read: {error}")
-    report.problems.extend(paths.problems())
+    report.problems.extend(paths.problems(absences=False))
+    report.problems.extend(_still_missing(services, damaged, paths, progress))
     if services.packs is None:
         report.summary = f"read everything that {paths.count} store paths refer to"
     return report
+
+
+def _still_missing(
+    services: Services, damaged: dict[Digest, str], paths: PathCheck, progress: Progress
+) -> Iterator[str]:
+    """What is missing, once the paths that lack something have been looked at again: a collection may have
+    dropped them, or somebody have put them, just while they were looked at."""
+    for _ in range(_LOOKS):
+        lacking = paths.lacking()
+        if not lacking:
+            break
+        paths = PathCheck(services, damaged, progress)
+        for digest in lacking:
+            with contextlib.suppress(NeveError):  # That one is damaged has been told.
+                if (path_info := services.path_infos.get(digest)) is not None:
+                    paths.check(path_info)
+    return paths.problems(absences=True)
 
 
 def _ask(messages: Iterable[VerifyResponse], progress: Progress, url: str) -> VerifyReport:
@@ -215,6 +237,8 @@ class PathCheck:
         self._read = DigestSet()
         """Blobs that were read and are whole, by digest and size."""
         self._broken: dict[Digest, list[str]] = {digest: [] for digest in damaged}
+        self._lacking: dict[Digest, list[bytes]] = {}
+        """The paths that lack each object that is missing."""
         self.kinds: dict[Digest, str] = {}
         """What was found bad: a blob, chunk or Directory."""
         self.count = 0
@@ -224,10 +248,18 @@ class PathCheck:
         self.count += 1
         for digest in self._node(path_info.node):
             self._broken.setdefault(digest, []).append(path_info.store_path.absolute)
+            if self._what[digest].endswith(_MISSING):
+                self._lacking.setdefault(digest, []).append(path_info.digest)
 
-    def problems(self) -> Iterator[str]:
-        """A line for each bad object, with the paths that it breaks."""
+    def lacking(self) -> list[bytes]:
+        """The digests of the paths of which something is missing."""
+        return list(dict.fromkeys(chain.from_iterable(self._lacking.values())))
+
+    def problems(self, *, absences: bool) -> Iterator[str]:
+        """A line for each object that is missing, or each other bad one, with the paths that it breaks."""
         for digest, paths in self._broken.items():
+            if (digest in self._lacking) != absences:
+                continue
             kind = self.kinds.get(digest, "object")
             shown = ", ".join(paths[:_SHOWN_PATHS])
             more = f" and {len(paths) - _SHOWN_PATHS} more" if len(paths) > _SHOWN_PATHS else ""
@@ -249,26 +281,28 @@ class PathCheck:
     def _directory(self, root: Digest) -> frozenset[Digest]:
         """What is bad at or below a Directory; children first, without recursion."""
         stack: list[tuple[Digest, Directory | None, list[Digest]]] = []
-        self._push(stack, root)
+        self._push(stack, root, root)
         while stack:
             digest, directory, children = stack[-1]
             while children and children[-1] in self._below:
                 children.pop()
             if children:
-                self._push(stack, children.pop())
+                self._push(stack, root, children.pop())
                 continue
             stack.pop()
             if directory is not None:
                 self._below[digest] = self._bad_in(digest, directory)
         return self._below[root]
 
-    def _push(self, stack: list[tuple[Digest, Directory | None, list[Digest]]], digest: Digest) -> None:
+    def _push(
+        self, stack: list[tuple[Digest, Directory | None, list[Digest]]], root: Digest, digest: Digest
+    ) -> None:
         if digest in self._below:
             return
         self._progress.advance(0)
         try:
-            directory = self._services.directories.get(digest)
-            what = "is missing"
+            directory = find_below(self._services.directories, root, digest)
+            what = _MISSING
         except NeveError as error:
             directory, what = None, str(error)
         if directory is None:
@@ -292,7 +326,7 @@ class PathCheck:
         bad = _NOTHING
         try:
             for digest in blobs.missing(wanted):
-                bad |= self._note(digest, "blob", "is missing")
+                bad |= self._note(digest, "blob", _MISSING)
         except NeveError:
             # One bad entry hides the rest of the answer: ask one by one.
             for digest in wanted:
@@ -308,7 +342,7 @@ class PathCheck:
 
     def _one_blob(self, digest: Digest) -> frozenset[Digest]:
         try:
-            return _NOTHING if self._services.blobs.has(digest) else self._note(digest, "blob", "is missing")
+            return _NOTHING if self._services.blobs.has(digest) else self._note(digest, "blob", _MISSING)
         except NeveError as error:
             return self._note(digest, "blob", str(error))
 
@@ -338,7 +372,7 @@ class PathCheck:
                 if bad := [digest for digest in digests if digest in self._what or digest in missing]:
                     return self._bad_chunks(node, bad)
         except NotFound as error:
-            return self._note(node.digest, "blob", "is missing" if self._read_blobs else str(error))
+            return self._note(node.digest, "blob", _MISSING if self._read_blobs else str(error))
         except NeveError as error:
             return self._note(node.digest, "blob", str(error))
         if size != node.size:
@@ -347,7 +381,7 @@ class PathCheck:
 
     def _bad_chunks(self, node: FileNode, bad: list[Digest]) -> frozenset[Digest]:
         """What is damaged or missing of a large blob breaks it, and the paths that it breaks."""
-        chunks = frozenset[Digest]().union(*[self._note(digest, "chunk", "is missing") for digest in bad])
+        chunks = frozenset[Digest]().union(*[self._note(digest, "chunk", _MISSING) for digest in bad])
         what = f"its chunk {format_digest(bad[0])}: {self._what[bad[0]]}"
         return chunks | self._note(node.digest, "blob", what)
 

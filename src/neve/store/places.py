@@ -9,7 +9,7 @@ from neve.errors import InvalidRequest
 from neve.packstore.address import temporary_folder
 from neve.registry import nested_addresses, parse_address, shown_url
 
-_IN_MEMORY = ("memory", "lru")
+_IN_MEMORY = ("memory", "lru", "objectstore+memory")
 
 
 def is_local(url: str) -> bool:

@@ -15,6 +15,7 @@ from tests.fuzz.targets import (
     fuse,
     http,
     nix,
+    objects,
     remote,
     served,
     stores,
@@ -25,7 +26,7 @@ from tests.fuzz.targets import (
 TARGETS: dict[str, Target] = {
     target.name: target
     for module in (
-        *(nix, compression, castore, disk, stores, addresses, remote, http, served, telemetry),
+        *(nix, compression, castore, objects, disk, stores, addresses, remote, http, served, telemetry),
         *(fuse, vhost),
     )
     for target in module.TARGETS

@@ -25,6 +25,10 @@ def _address(data: bytes) -> None:
     """Also those within it. Nobody is shown the password."""
     text = text_of(data)
     assert "s3cret" not in shown_url(f"{text.partition('://')[0]}://user:s3cret@host/path".replace("\0", ""))
+    shown = shown_url(
+        f"{text.partition('://')[0]}://host/path?secret_access_key=s3cret&x=1".replace("\0", "")
+    )
+    assert "s3cret" not in shown
     address = parse_address(text)
     str(address.refuse("reason")).encode("utf-8", "surrogateescape")
     os.fsencode(address.path)

@@ -25,13 +25,14 @@ from neve.packstore.dates import last_used, note_used
 from neve.packstore.gate import collection_lock
 from neve.packstore.store import PackStore
 from neve.packstore.uses import Uses
-from neve.store.check import rebuild_index
+from neve.store.check import rebuild_index, verify_store
 from neve.store.gc import sweep
 from neve.store.gc.rules import DEFAULT_GRACE, Rules
 from neve.store.importer import ImportOptions, import_nar
 from neve.store.nar_nodes import Nar
 from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pins import Pins
+from neve.telemetry import Progress
 from tests.disks import fill_up, free_bytes, small_disk
 from tests.packstore.helpers import flip, pack_paths
 from tests.store.gc.helpers import check, collect, counts, imported, make_tree, opened, paths
@@ -395,6 +396,36 @@ def test_what_was_answered_to_be_there_stays(folder: Path, trees: list[PathInfo]
         collect(store, keep=[trees[1].store_path])
         assert paths(store) == {trees[1].store_path}
         assert not store.blobs.has(large.digest)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_verification_beside_a_collection(
+    folder: Path, tmp_path: Path, trees: list[PathInfo], anew: bool
+) -> None:
+    """What is dropped, or put again, while it is looked at is not missing."""
+    with opened(folder) as store:
+
+        class Meddling(Progress):
+            done = False
+
+            def start(self, total: int | None) -> None:
+                return
+
+            def advance(self, amount: int, current: str = "") -> None:
+                if current == trees[0].store_path.base_name and not self.done:
+                    self.done = True
+                    collect(store, keep=[trees[1].store_path], grace=0)
+
+        meddling = Meddling()
+        assert verify_store(store.services, meddling).problems == []
+        assert meddling.done
+        assert paths(store) == {trees[1].store_path}
+        if anew:
+            large = store.node(f"{trees[1].store_path}/large")
+            assert isinstance(large, FileNode)
+            store.blobs.delete_many([large.digest])
+            (problem,) = verify_store(store.services).problems
+            assert f"is missing; breaks {trees[1].store_path}" in problem
 
 
 def test_a_verification_keeps_nothing(folder: Path, trees: list[PathInfo]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import neve
 from neve.castore.ages import DEFAULT_GRACE
-from neve.castore.blobs.base import BlobReader
+from neve.castore.blobs.base import BlobReader, Chunk
 from neve.castore.blobs.memory import MemoryBlobService
 from neve.castore.digest import Digest, b3_digest
 from neve.castore.directories.memory import MemoryDirectoryService
@@ -309,6 +309,28 @@ def test_a_large_blob_that_is_asked_for_late_keeps_its_chunks(
         collect(store, keep=[infos[1].store_path])
         assert b3_digest(store.blobs.read(large.digest)) == large.digest
         check(store)
+
+
+def test_only_blobs_that_stay_are_asked_for_their_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question is a request to a bucket."""
+    mix = Mix("memory", tmp_path / "stores")
+    infos = imported(mix, tmp_path / "trees", [0, 1])
+    asked: list[Digest] = []
+    with mix.anew() as store:
+        chunks = [(b3_digest(b"chunk"), 0.0)]
+        monkeypatch.setattr(
+            MemoryBlobService, "list_chunks_with_ages", lambda _, after=b"", limit=0: [] if after else chunks
+        )
+
+        def stored_chunks(_: MemoryBlobService, digest: Digest) -> list[Chunk]:
+            asked.append(digest)
+            return []
+
+        monkeypatch.setattr(MemoryBlobService, "stored_chunks", stored_chunks)
+        collect(store, keep=[infos[1].store_path])
+        assert sorted(asked) == store.blobs.list(limit=10_000)
 
 
 # What is refused.

@@ -143,10 +143,14 @@ class ChunkedReader(_SeekingReader):
         chunks: Sequence[Chunk],
         fetch: Callable[[Digest], bytes],
         fetch_ahead: Callable[[Digest], Future[bytes]] | None = None,
+        *,
+        ahead: int = _CHUNKS_AHEAD,
     ) -> None:
+        """``ahead`` is how many."""
         self._chunks = chunks
         self._fetch = fetch
         self._fetch_ahead = fetch_ahead
+        self._how_far = ahead
         self._ahead: dict[int, Future[bytes]] = {}
         self._ends = list(accumulate(chunk.size for chunk in chunks))
         self._held = -1
@@ -182,12 +186,18 @@ class ChunkedReader(_SeekingReader):
         self._position += len(piece)
         return piece
 
+    def cancel_ahead(self) -> None:
+        """Gives up what was to be fetched beforehand."""
+        ahead, self._ahead = self._ahead, {}
+        for future in ahead.values():
+            future.cancel()
+
     def _load(self, number: int) -> bytes:
         digest, size = self._chunks[number]
         future = self._ahead.pop(number, None)
         if self._fetch_ahead is not None:
             in_order = number == self._held + 1
-            last = min(number + _CHUNKS_AHEAD, len(self._chunks) - 1) if in_order and number else number
+            last = min(number + self._how_far, len(self._chunks) - 1) if in_order and number else number
             self._ahead = {n: f for n, f in self._ahead.items() if number < n <= last}
             for following in range(number + 1, last + 1):
                 if following not in self._ahead:

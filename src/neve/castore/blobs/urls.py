@@ -16,6 +16,13 @@ BLOB_SERVICES: Schemes[BlobService] = Schemes(
         "grpc+unix": "neve.castore.blobs.grpc:open_grpc",
         "grpc+http": "neve.castore.blobs.grpc:open_grpc",
         "grpc+https": "neve.castore.blobs.grpc:open_grpc",
+        "objectstore+file": "neve.castore.blobs.objectstore:open_objectstore",
+        "objectstore+memory": "neve.castore.blobs.objectstore:open_objectstore",
+        "objectstore+s3": "neve.castore.blobs.objectstore:open_objectstore",
+        "objectstore+gs": "neve.castore.blobs.objectstore:open_objectstore",
+        "objectstore+az": "neve.castore.blobs.objectstore:open_objectstore",
+        "objectstore+http": "neve.castore.blobs.objectstore:open_objectstore",
+        "objectstore+https": "neve.castore.blobs.objectstore:open_objectstore",
     },
     opened=lambda service, scheme: traced(service, "blobs", scheme),
 )

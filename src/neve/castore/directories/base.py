@@ -60,8 +60,8 @@ class DirectoryService(ABC):
     """
 
     looks_up_children = True
-    """Whether each Directory of a closure is found by its own digest, and not only by who has asked for the
-    root before."""
+    """Whether each Directory of a closure is found by its own digest. Else it is found only by who has asked
+    for the root before (``get``, ``read_ahead``): a missing child is no gap before that."""
 
     @property
     def tells_ages(self) -> bool:

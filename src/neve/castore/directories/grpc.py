@@ -43,6 +43,9 @@ _QUESTION = 4096
 class GrpcDirectoryService(DirectoryService):
     """Directories of one server. Owns one use of ``connection``."""
 
+    looks_up_children = False
+    """The server may stand over a store that does not."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._ahead = EncodedDirectories(_AHEAD_BYTES)

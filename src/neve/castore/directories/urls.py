@@ -17,6 +17,13 @@ DIRECTORY_SERVICES: Schemes[DirectoryService] = Schemes(
         "grpc+unix": "neve.castore.directories.grpc:open_grpc",
         "grpc+http": "neve.castore.directories.grpc:open_grpc",
         "grpc+https": "neve.castore.directories.grpc:open_grpc",
+        "objectstore+file": "neve.castore.directories.objectstore:open_objectstore",
+        "objectstore+memory": "neve.castore.directories.objectstore:open_objectstore",
+        "objectstore+s3": "neve.castore.directories.objectstore:open_objectstore",
+        "objectstore+gs": "neve.castore.directories.objectstore:open_objectstore",
+        "objectstore+az": "neve.castore.directories.objectstore:open_objectstore",
+        "objectstore+http": "neve.castore.directories.objectstore:open_objectstore",
+        "objectstore+https": "neve.castore.directories.objectstore:open_objectstore",
     },
     opened=lambda service, scheme: traced(service, "directories", scheme),
 )

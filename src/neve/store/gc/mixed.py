@@ -92,7 +92,7 @@ class _Run:
             report.paths_dropped = len(dropped)
             marked = self.marker
             report.directories_dropped = self._sweep(self._parts.directories, marked.directories)
-            report.blobs_dropped = self._sweep(self._parts.blobs, marked.contents)
+            report.blobs_dropped = self._sweep(self._parts.blobs, marked.contents, of_blobs=True)
             for chunks in self._chunks_of(self._parts.blobs.late()):
                 marked.mark_contents(chunks)
             report.chunks_dropped = self._sweep(self._parts.chunks, marked.contents)
@@ -190,14 +190,16 @@ class _Run:
                 self._progress.advance(0)
         return gone
 
-    def _sweep(self, part: Part, marked: DigestSet) -> int:
-        """Deletes what is neither marked nor fresh; returns how much."""
+    def _sweep(self, part: Part, marked: DigestSet, *, of_blobs: bool = False) -> int:
+        """Deletes what is neither marked nor fresh, returns how much; marks the chunks of blobs that stay."""
         count = 0
         for page in part.pages():
             unmarked = [one for one in page if one.digest not in marked]
             going = {one.digest for one in unmarked if one.is_old}
             self._report.fresh += len(unmarked) - len(going)
-            self._mark_chunks([one for one in page if one.in_chunks is not False and one.digest not in going])
+            if of_blobs:
+                staying = [one for one in page if one.digest not in going]
+                self._mark_chunks([one for one in staying if one.in_chunks is not False])
             count += len(going) if self._rules.dry_run else part.delete(sorted(going))
             self._progress.advance(len(page))
         return count

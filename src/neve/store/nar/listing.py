@@ -53,7 +53,7 @@ def _parts(directories: DirectoryService, root: Node) -> Iterator[str]:
                 yield _OPEN
                 comma = ""
                 at += len(framing.DIRECTORY_OPEN)
-                levels.append(Children(directories, levels[-1].open(node)))
+                levels.append(levels[-1].below(node))
                 break
             yield _leaf(node, at)
             comma = ","

@@ -15,7 +15,7 @@ from neve.castore.blobs.base import BlobService
 from neve.castore.digest import Digest
 from neve.castore.directories.base import DirectoryService
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
-from neve.castore.traverse import Children, get_directory, large_file, open_root, with_contents
+from neve.castore.traverse import Children, get_below, get_directory, large_file, open_root, with_contents
 from neve.errors import InvalidRequest, PermissionDenied, Unavailable
 from neve.nix.nar import framing
 from neve.nix.nar.grammar import MAGIC
@@ -84,7 +84,7 @@ class NarRenderer:
                     check()
                     directory = levels[-1].open(node)
                     stack.append((node.digest, directory))
-                    levels.append(Children(self._directories, directory))
+                    levels.append(Children(self._directories, directory, root.digest))
                     break
             else:
                 digest, directory = stack.pop()
@@ -190,7 +190,7 @@ class NarRenderer:
                     pending += entry_open(name) + framing.symlink(node.target) + framing.ENTRY_CLOSE
                 else:
                     pending += entry_open(name) + framing.DIRECTORY_OPEN
-                    levels.append(Children(self._directories, children.open(node)))
+                    levels.append(children.below(node))
                     break
                 if len(pending) > _MAX_PENDING:
                     yield _Part(pending)
@@ -213,7 +213,7 @@ class NarRenderer:
         if cut.step_over(self._node_size(root)):
             return
         yield from cut.bytes(framing.DIRECTORY_OPEN)
-        levels = [self._children(root)]
+        levels = [Children(self._directories, get_directory(self._directories, root.digest))]
         while levels:
             children = levels[-1]
             for name, node in children.entries:
@@ -222,16 +222,14 @@ class NarRenderer:
                 yield from cut.bytes(framing.entry_open(name))
                 if isinstance(node, DirectoryNode):
                     yield from cut.bytes(framing.DIRECTORY_OPEN)
-                    levels.append(self._children(node))
+                    below = get_below(self._directories, root.digest, node.digest)
+                    levels.append(Children(self._directories, below, root.digest))
                     break
                 yield from cut.parts(_leaf(b"", node))
                 yield from cut.bytes(framing.ENTRY_CLOSE)
             else:
                 levels.pop()
                 yield from cut.bytes(framing.DIRECTORY_CLOSE + (framing.ENTRY_CLOSE if levels else b""))
-
-    def _children(self, node: DirectoryNode) -> Children:
-        return Children(self._directories, get_directory(self._directories, node.digest))
 
 
 _MAX_PENDING = 16 * 1024
