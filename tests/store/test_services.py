@@ -19,7 +19,7 @@ from neve.testing.pathinfos import path_info
 from .helpers import leaving_nothing_open, stored
 from .test_export import TREE
 
-SCHEMES = r"\(known: cache, combined, grpc\+http, grpc\+https, grpc\+unix, local, memory\)"
+SCHEMES = r"\(known: cache, combined, grpc\+http, grpc\+https, grpc\+unix, local, memory, objectstore\+az, "
 
 
 @pytest.mark.parametrize(
