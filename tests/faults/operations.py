@@ -63,6 +63,10 @@ class Operation:
     """Each line that it prints is the path of something that is stored."""
     damaged: bool = False
     """What it begins with is."""
+    once: bool = False
+    """Where it has been done, it is refused."""
+    torn: bool = True
+    """It is made to withstand a death within a write."""
 
 
 THREADS, TURNS = 4, 3
@@ -275,6 +279,6 @@ OPERATIONS = _many(
         {"store": _BOTH, "source": _BOTH},
         damaged=True,
     ),
-    Operation("token", _token, _with_tokens, check=_tokens),
-    Operation("key", _key, check=_keys),
+    Operation("token", _token, _with_tokens, check=_tokens, once=True, torn=False),
+    Operation("key", _key, check=_keys, once=True),
 )

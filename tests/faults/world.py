@@ -59,7 +59,6 @@ class World:
         """Does something to what is in ``folder``, in a process for which nothing else is there."""
 
         def within() -> int:
-            (folder / "tmp").mkdir(exist_ok=True)
             os.environ |= {"HOME": str(folder), "TMPDIR": str(folder / "tmp"), "NEVE_CONFIG": ""}
             os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
             tempfile.tempdir = str(folder / "tmp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -242,6 +243,26 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
             write_secret_key(KEY, place)
     assert file.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_key_on_a_file_system_without_unnamed_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Then opening says what it says of a folder that is to be written.
+    monkeypatch.setattr("os.O_TMPFILE", 0)
+    file = tmp_path / "key"
+    write_secret_key(KEY, file)
+    assert file.read_text() == CACHE["secret_key"]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with pytest.raises(Conflict, match="a key is never overwritten"):
+        write_secret_key(OTHER, file)
+    assert os.listdir(tmp_path) == ["key"]
+
+
+def test_a_key_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_secret_key(KEY, "key")
+    assert read_secret_key("key") == KEY
 
 
 def test_a_key_that_cannot_be_written(tmp_path: Path) -> None:

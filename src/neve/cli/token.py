@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import click
@@ -54,8 +55,19 @@ def _append(path: str, name: str, line: str) -> None:
             end = file.tell()
             file.seek(max(0, end - 1))
             broken = end > 0 and file.read(1) != b"\n"
-            file.write((b"\n" if broken else b"") + line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            _write_or_cut(file.fileno(), end, (b"\n" if broken else b"") + line.encode() + b"\n")
     except OSError as error:
         raise translate_os_error(error, f"cannot write {path}") from error
+
+
+def _write_or_cut(descriptor: int, end: int, data: bytes) -> None:
+    """Appends to a file that ends at ``end``. What fails leaves nothing: not half a line, which no server
+    takes, nor a name that the next attempt would find taken."""
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, end)
+        raise

@@ -7,6 +7,7 @@ hash that was computed here, from contents that matched their digests.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -27,7 +28,7 @@ from neve.errors import (
 from neve.nix import base32
 from neve.nix.signing import InvalidKey, SecretKey
 from neve.nix.store_path import StorePath
-from neve.packstore.layout import os_errors, translate_os_error
+from neve.packstore.layout import os_errors
 from neve.store.path_info import NarDetails, PathInfo
 from neve.store.pathinfos.base import path_not_found
 
@@ -42,6 +43,8 @@ MAX_KEY_FILE_BYTES = 64 * 1024
 
 _KEY_FILE_MODE = 0o600
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+"""What file systems say that know no files without names."""
 
 
 class NarDiffers(Conflict):
@@ -181,19 +184,81 @@ def parse_secret_key(text: bytes) -> SecretKey:
 
 def write_secret_key(key: SecretKey, path: _Path) -> None:
     """Writes a key as Nix does, for its owner only. Raises ``Conflict`` if something is at ``path``, and what
-    the disk raises; then nothing is left there."""
-    shown = show_path(os.fsencode(path))
+    the disk raises; then nothing is left there.
+
+    Also whoever is killed leaves all of the key or nothing, as far as the file system knows files without
+    names: half of one would be of no use, and in the way of the next attempt.
+    """
+    place = os.fsencode(path)
+    shown = show_path(place)
+    data = key.render().encode()
+    exists = f"{shown} exists; a key is never overwritten"
+    if os.path.lexists(place):
+        raise Conflict(exists)
+    with os_errors(f"cannot write the key to {shown}"), _opened_folder(place) as folder:
+        name = os.path.basename(place)
+        try:
+            if not _write_unnamed(folder, name, data):
+                _write_named(folder, name, data)
+        except FileExistsError as error:
+            raise Conflict(exists) from error
+
+
+@contextlib.contextmanager
+def _opened_folder(path: bytes) -> Iterator[int]:
+    """A descriptor for the folder that ``path`` is in."""
+    folder = os.open(os.path.dirname(path) or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        descriptor = os.open(path, _CREATE, _KEY_FILE_MODE)
-    except FileExistsError as error:
-        raise Conflict(f"{shown} exists; a key is never overwritten") from error
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _write_unnamed(folder: int, name: bytes, data: bytes) -> bool:
+    """Writes a file that gets its name when it is complete. False: the file system cannot do that."""
+    try:
+        descriptor = os.open(b".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, _KEY_FILE_MODE, dir_fd=folder)
     except OSError as error:
-        raise translate_os_error(error, f"cannot write the key to {shown}") from error
-    try:
-        with os_errors(f"cannot write the key to {shown}"), open(descriptor, "wb", buffering=0) as file:
-            file.write(key.render().encode())
-            os.fsync(descriptor)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        if error.errno in _NO_UNNAMED:
+            return False
         raise
+    try:
+        _write_durably(descriptor, data)
+        # A folder's descriptor, or links would not be followed.
+        os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(descriptor)
+    _sync_or_remove(folder, name)
+    return True
+
+
+def _write_named(folder: int, name: bytes, data: bytes) -> None:
+    descriptor = os.open(name, _CREATE, _KEY_FILE_MODE, dir_fd=folder)
+    try:
+        _write_durably(descriptor, data)
+    except BaseException:
+        _remove(folder, name)
+        raise
+    finally:
+        os.close(descriptor)
+    _sync_or_remove(folder, name)
+
+
+def _write_durably(descriptor: int, data: bytes) -> None:
+    """A disk that is nearly full takes less than it is given, without an error."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+    os.fsync(descriptor)
+
+
+def _sync_or_remove(folder: int, name: bytes) -> None:
+    try:
+        os.fsync(folder)
+    except BaseException:
+        _remove(folder, name)
+        raise
+
+
+def _remove(folder: int, name: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(name, dir_fd=folder)
