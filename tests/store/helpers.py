@@ -119,9 +119,11 @@ def leaving_nothing_open() -> Iterator[None]:
     try:
         yield
     finally:
+        deadline = time.monotonic() + 5
+        while open_files() != files and time.monotonic() < deadline:
+            time.sleep(0.01)  # What a library closes in a thread of its own needs a moment.
         gc.enable()
         assert open_files() == files
-        deadline = time.monotonic() + 5
         while (left := set(threading.enumerate()) - threads) and time.monotonic() < deadline:
             time.sleep(0.01)  # A joined thread may need a moment to be gone from the list.
         assert not left

@@ -172,7 +172,7 @@ class StoreOptions:
 
     @classmethod
     def of_worker(cls, values: Mapping[str, Any]) -> StoreOptions:
-        if (composition := values["composition"]) is None:
+        if (composition := values.get("composition")) is None:
             return cls(**values)
         from neve.store.composition import parse
 

@@ -233,7 +233,8 @@ class BlobServiceContract(BlobReadingContract):
         assert service.stored_chunks(b3_digest(b"absent")) == []
         assert service.stored_chunks(EMPTY_BLOB) == []
         chunks = service.stored_chunks(put(service, large))
-        assert chunks in ([], service.chunks(b3_digest(large)))
+        # A cache may have another list near; it is those of far that are meant.
+        assert not chunks or b"".join(service.read_many([chunk.digest for chunk in chunks])) == large
 
     def test_reading_many_may_be_given_up(self, service: BlobService) -> None:
         digests = service.put_many([incompressible(50_000, seed) for seed in range(100)])
