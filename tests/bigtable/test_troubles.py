@@ -92,8 +92,12 @@ def test_a_family_that_is_not_there(new_table: NewTable) -> None:
 
 def test_a_server_that_was_never_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", "127.0.0.1:1")
-    with contextlib.suppress(Unavailable), DIRECTORY_SERVICES.open(f"{TABLE}&timeout=0.3") as service:
-        service.get(bytes(32))  # What gRPC keeps for the whole process is there from the first use on.
+    # What gRPC keeps for the whole process is there from the first use on.
+    with (
+        contextlib.closing(DIRECTORY_SERVICES.open(f"{TABLE}&timeout=0.3")) as service,
+        contextlib.suppress(Unavailable),
+    ):
+        service.get(bytes(32))
     with leaving_nothing_open():
         all_fail(f"{TABLE}&timeout=0.3", Unavailable, "(UNAVAILABLE)|no answer within 0.3 s", slice(0, 3))
 
