@@ -60,7 +60,13 @@ class PostgresServer:
         """Makes an empty cluster of databases."""
         command = [f"{self._programs}/initdb", "-D", f"{self.folder}/data", "-U", "postgres", "--no-sync"]
         options = ["--locale=C", "--encoding=UTF8", "--auth=trust", "--no-instructions"]
-        subprocess.run([*command, *options], check=True, capture_output=True, cwd=self.folder, **self._user)
+        for attempt in range(3):  # It has died of a signal on a busy machine; then it removes what it made.
+            done = subprocess.run(
+                [*command, *options], check=attempt == 2, capture_output=True, cwd=self.folder, **self._user
+            )
+            if not done.returncode:
+                break
+            shutil.rmtree(self.folder / "data", ignore_errors=True)
         (self.folder / "data" / "pg_hba.conf").write_text(_ACCESS)
 
     def start(self, **settings: str) -> None:
