@@ -22,9 +22,9 @@ from blake3 import blake3
 
 from neve.castore.blobs.base import BlobBatch, BlobWriter, Chunk
 from neve.castore.blobs.bundle import Bundle
-from neve.castore.blobs.chunks import Chunker, encode_chunk_list
+from neve.castore.blobs.chunks import encode_chunk_list
 from neve.castore.blobs.pack_threads import PackThreads
-from neve.castore.blobs.writing import GatheringWriter
+from neve.castore.blobs.writing import ChunkingWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, b3_digest, check_digest
 from neve.errors import Corrupt, InvalidRequest, Unavailable
 from neve.packstore.frames import FRAME_TARGET, MAX_FRAME_RECORDS, Packed, Record, is_compressible
@@ -38,7 +38,6 @@ CHUNK, BLOB, LIST = 1, 2, 3
 _TABLE_ID = 1
 _MAX_GROUP = 1024
 _MAX_QUEUED_GROUPS = 6
-_WRITE_BLOCK = 1024 * 1024
 _MIN_MEAN_CHUNK = 32 * 1024
 
 
@@ -292,23 +291,8 @@ def _count(put: Sequence[Record], known: Sequence[Record]) -> None:
     count("blob_bytes_known", known_size)
 
 
-class LocalBlobWriter(GatheringWriter):
+class LocalBlobWriter(ChunkingWriter[LocalBlobBatch]):
     """Writes one blob of any length: whole if it stays small, else chunk by chunk."""
-
-    def __init__(self, batch: LocalBlobBatch, *, owns_batch: bool) -> None:
-        super().__init__(_WRITE_BLOCK)
-        self._batch = batch
-        self._owns_batch = owns_batch
-        self._hasher = blake3()
-        self._chunker: Chunker | None = None
-        self._chunks: list[Chunk] = []
-
-    def _take(self, pieces: list[bytes]) -> None:
-        if self._chunker is None:
-            self._chunker = Chunker()
-        for piece in pieces:
-            self._hasher.update(piece)
-        self._chunks += self._batch.put_chunks(self._chunker.feed(pieces))
 
     def write_bundle(self, chunks: Bundle) -> None:
         self._check_open()
@@ -328,20 +312,6 @@ class LocalBlobWriter(GatheringWriter):
         if size is not None and size < len(self._chunks) * _MIN_MEAN_CHUNK:
             raise InvalidRequest(f"chunks of {size // len(self._chunks)} bytes on average are too small")
 
-    def _end_chunk(self) -> None:
-        """Makes a chunk end here."""
-        if self._block:
-            self._take(self._rest())
-        if self._chunker is not None:
-            self._chunks += self._batch.put_chunks(self._chunker.finish())
-            self._chunker = None
-
-    def _finish(self) -> Digest:
-        digest = self._stored()
-        if self._owns_batch:
-            self._batch.commit()
-        return digest
-
     def _stored(self) -> Digest:
         if self._chunker is None and not self._chunks and self._block_bytes <= WHOLE_FILE_LIMIT:
             return self._batch.put_many([b"".join(self._rest())])[0]
@@ -352,8 +322,3 @@ class LocalBlobWriter(GatheringWriter):
             raise InvalidRequest(f"a blob of at most {WHOLE_FILE_LIMIT} bytes is to be sent whole")
         self._batch.put_list(digest, self._chunks)
         return digest
-
-    def _release(self) -> None:
-        self._chunks, self._chunker = [], None
-        if self._owns_batch:
-            self._batch.close()

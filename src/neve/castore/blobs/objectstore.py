@@ -210,7 +210,8 @@ class ObjectBlobService(BlobService):
     # Writing.
 
     def open_write(self) -> BlobWriter:
-        return ObjectBlobWriter(self.batch(), owns_batch=True)
+        batch = self.batch()
+        return ObjectBlobWriter(batch, owns_batch=True, average=batch.average)
 
     def batch(self) -> ObjectBlobBatch:
         return ObjectBlobBatch(self._bucket, self)

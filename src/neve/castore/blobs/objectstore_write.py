@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from blake3 import blake3
 
 from neve.castore.blobs.base import BlobBatch, BlobWriter, Chunk
-from neve.castore.blobs.chunks import Chunker
-from neve.castore.blobs.writing import GatheringWriter
+from neve.castore.blobs.writing import ChunkingWriter
 from neve.castore.digest import EMPTY_BLOB, Digest
 from neve.castore.objectstore.bucket import Bucket
 from neve.castore.objectstore.layout import BLOBS, CHUNKS, key_of, pack_chunk, pack_list
@@ -27,7 +26,6 @@ from neve.telemetry import count
 if TYPE_CHECKING:
     from neve.castore.blobs.objectstore import ObjectBlobService
 
-_WRITE_BLOCK = 1024 * 1024
 
 _MAX_QUEUED_BYTES = 32 * 1024 * 1024
 """Contents that wait to be stored: enough to keep 64 requests with chunks busy."""
@@ -177,7 +175,7 @@ class ObjectBlobBatch(BlobBatch):
 
     def open_write(self) -> BlobWriter:
         self._check_usable()
-        return ObjectBlobWriter(self, owns_batch=False)
+        return ObjectBlobWriter(self, owns_batch=False, average=self.average)
 
     def keep_many(self, digests: Sequence[Digest]) -> list[Digest]:
         self._drain()
@@ -205,42 +203,13 @@ def _count(new: bool, size: int) -> None:
     count(f"blob_bytes_{kind}", size)
 
 
-class ObjectBlobWriter(GatheringWriter):
+class ObjectBlobWriter(ChunkingWriter[ObjectBlobBatch]):
     """Writes one blob of any length, chunk by chunk."""
 
-    def __init__(self, batch: ObjectBlobBatch, *, owns_batch: bool) -> None:
-        super().__init__(_WRITE_BLOCK)
-        self._batch = batch
-        self._owns_batch = owns_batch
-        self._hasher = blake3()
-        self._chunker: Chunker | None = None
-        self._chunks: list[Chunk] = []
-
-    def _take(self, pieces: list[bytes]) -> None:
-        if self._chunker is None:
-            self._chunker = Chunker(self._batch.average)
-        for piece in pieces:
-            self._hasher.update(piece)
-        self._chunks += self._batch.put_chunks(self._chunker.feed(pieces))
-
-    def _finish(self) -> Digest:
-        digest = self._stored()
-        if self._owns_batch:
-            self._batch.commit()
-        return digest
-
     def _stored(self) -> Digest:
-        if self._chunker is None and self._block_bytes <= self._batch.average // 2:
+        if self._chunker is None and self._block_bytes <= self._average // 2:
             return self._batch.put_small(b"".join(self._rest()))
-        if self._block:
-            self._take(self._rest())
-        assert self._chunker is not None
-        self._chunks += self._batch.put_chunks(self._chunker.finish())
+        self._end_chunk()
         digest = self._hasher.digest()
         self._batch.put_list(digest, self._chunks)
         return digest
-
-    def _release(self) -> None:
-        self._chunks, self._chunker = [], None
-        if self._owns_batch:
-            self._batch.close()

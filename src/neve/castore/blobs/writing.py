@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
 
-from neve.castore.blobs.base import BlobWriter
+from blake3 import blake3
+
+from neve.castore.blobs.base import BlobWriter, Chunk
+from neve.castore.blobs.chunks import AVERAGE_CHUNK, Chunker
 from neve.castore.digest import Digest
 from neve.errors import InvalidRequest
+
+_WRITE_BLOCK = 1024 * 1024
+"""So much is gathered before it is cut into chunks."""
 
 
 class GatheringWriter(BlobWriter):
@@ -82,3 +89,62 @@ class GatheringWriter(BlobWriter):
         self._state = state
         self._block = []
         self._release()
+
+
+class ChunkBatch(Protocol):
+    """Where the chunks of a blob go."""
+
+    def put_chunks(self, chunks: Sequence[memoryview]) -> list[Chunk]:
+        """Stores chunks."""
+
+    def commit(self) -> None:
+        """Makes all durable."""
+
+    def close(self) -> None:
+        """Gives up what was not committed."""
+
+
+Batch = TypeVar("Batch", bound=ChunkBatch)
+
+
+class ChunkingWriter(GatheringWriter, Generic[Batch]):
+    """Writes one blob of any length to a batch, in chunks. ``owns_batch``: the batch ends with it."""
+
+    def __init__(self, batch: Batch, *, owns_batch: bool, average: int = AVERAGE_CHUNK) -> None:
+        super().__init__(_WRITE_BLOCK)
+        self._batch = batch
+        self._owns_batch = owns_batch
+        self._average = average
+        self._hasher = blake3()
+        self._chunker: Chunker | None = None
+        self._chunks: list[Chunk] = []
+
+    @abstractmethod
+    def _stored(self) -> Digest:
+        """Stores what is left, and what says that the chunks are the blob."""
+
+    def _take(self, pieces: list[bytes]) -> None:
+        if self._chunker is None:
+            self._chunker = Chunker(self._average)
+        for piece in pieces:
+            self._hasher.update(piece)
+        self._chunks += self._batch.put_chunks(self._chunker.feed(pieces))
+
+    def _end_chunk(self) -> None:
+        """Makes a chunk end here."""
+        if self._block:
+            self._take(self._rest())
+        if self._chunker is not None:
+            self._chunks += self._batch.put_chunks(self._chunker.finish())
+            self._chunker = None
+
+    def _finish(self) -> Digest:
+        digest = self._stored()
+        if self._owns_batch:
+            self._batch.commit()
+        return digest
+
+    def _release(self) -> None:
+        self._chunks, self._chunker = [], None
+        if self._owns_batch:
+            self._batch.close()
