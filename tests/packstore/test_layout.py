@@ -23,25 +23,29 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+def no_index(folder: Path) -> None:
+    """Where the index does not matter."""
+
+
 def change(folder: Path, **changes: object) -> None:
     document = json.loads((folder / STORE_FILE).read_bytes())
     (folder / STORE_FILE).write_text(json.dumps(document | changes))
 
 
 def test_a_new_store(folder: Path) -> None:
-    create(folder / "deep" / "down", {"rule": "x"})
+    create(folder / "deep" / "down", {"rule": "x"}, no_index)
     description = read_description(folder / "deep" / "down")
     assert description.settings == {"rule": "x"}
     assert len(description.key) == 32
-    create(folder / "deep" / "down", {"rule": "y"})
+    create(folder / "deep" / "down", {"rule": "y"}, no_index)
     assert read_description(folder / "deep" / "down") == description
-    create(folder / "other", {})
+    create(folder / "other", {}, no_index)
     assert read_description(folder / "other").key != description.key
 
 
 def test_a_new_mount_may_become_a_store(folder: Path) -> None:
     (folder / "lost+found").mkdir(parents=True)
-    create(folder, {})
+    create(folder, {}, no_index)
     read_description(folder)
 
 
@@ -50,11 +54,38 @@ def test_only_one_creator_wins(folder: Path) -> None:
 
     def work(number: int) -> bytes:
         ready.wait()
-        create(folder, {"number": number})
+        create(folder, {"number": number}, no_index)
         return read_description(folder).key
 
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(work, range(8)))) == 1
+
+
+@pytest.mark.parametrize("length", [0, 100, 4096])
+def test_nothing_of_a_creator_that_died_is_kept(folder: Path, length: int) -> None:
+    """Half of an index, wherever it was made, would be taken for a damaged one."""
+    left = [folder / "index", folder / "index" / "new"]
+    for one in left:
+        one.mkdir(parents=True)
+        (one / "data.mdb").write_bytes(b"x" * length)
+        (one / "lock.mdb.17.tmp").touch()
+    (folder / f".{STORE_FILE}.17.tmp").write_text("{")
+    with opened(folder) as store:
+        put(store, [record(b"x")])
+    assert sorted(os.listdir(folder)) == ["index", "lock", "packs", "store.json", "tmp", "uses"]
+    assert sorted(os.listdir(folder / "index")) == ["data.mdb", "lock.mdb"]
+
+
+def test_no_store_without_an_index(folder: Path) -> None:
+    def fail(_: Path) -> None:
+        raise Unavailable("no index today")
+
+    with pytest.raises(Unavailable, match="no index today"):
+        create(folder, {}, fail)
+    assert not layout.is_store(folder)
+    assert os.listdir(folder / "index") == []
+    with opened(folder) as store:
+        put(store, [record(b"x")])
 
 
 def test_a_folder_of_something_else_is_refused(folder: Path) -> None:
@@ -156,7 +187,7 @@ def test_packs_without_a_description_are_not_made_a_new_store(folder: Path) -> N
 
 
 def test_locks(folder: Path) -> None:
-    create(folder, {})
+    create(folder, {}, no_index)
     shared = [StoreLock(folder, exclusive=False, read_only=read_only) for read_only in (False, True, False)]
     with pytest.raises(Unavailable, match="another process has it open"):
         StoreLock(folder, exclusive=True, read_only=False)

@@ -19,7 +19,8 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,33 +114,23 @@ class Description:
     settings: dict[str, Any]
 
 
-def create(path: Path, settings: dict[str, Any]) -> None:
-    """Makes an empty store in ``path``, which must be missing or empty. Safe against a second creator."""
+def create(path: Path, settings: dict[str, Any], make_index: Callable[[Path], None]) -> None:
+    """Makes an empty store in ``path``, which must be missing or empty. Safe against a second creator.
+
+    ``make_index`` makes an index in an empty folder. The store is one when its index is complete: of what was
+    broken off before that, the next creator keeps nothing.
+    """
     with os_errors(f"cannot create a store in {path}"):
         _make_folder(path)
         with _locked_folder(path):
             if (path / STORE_FILE).exists():
                 return
-            known = {
-                STORE_FILE,
-                LOCK_FILE,
-                INDEX_DIR,
-                PACKS_DIR,
-                TMP_DIR,
-                USES_DIR,
-                RESERVE_FILE,
-                "lost+found",
-            }
-            found = [name for name in os.listdir(path) if not name.startswith(f".{STORE_FILE}.")]
-            if strangers := sorted(set(found) - known):
-                raise InvalidRequest(
-                    f"{path} is not a neve store and not empty (it holds {strangers[0]!r}); "
-                    "name a new or empty folder"
-                )
+            _check_free(path)
             if (path / PACKS_DIR).exists() and pack_ids(path):
                 raise Corrupt(f"{path} holds the packs of a neve store, but {STORE_FILE} is missing")
-            for sub in (INDEX_DIR, PACKS_DIR, TMP_DIR):
+            for sub in (PACKS_DIR, TMP_DIR):
                 (path / sub).mkdir(mode=0o755, exist_ok=True)
+            _fill_index(path / INDEX_DIR, make_index)
             document = {
                 "format": FORMAT,
                 "version": VERSION,
@@ -148,6 +139,37 @@ def create(path: Path, settings: dict[str, Any]) -> None:
             }
             document["check"] = _check_of(document)
             write_atomically(path / STORE_FILE, json.dumps(document, indent=1).encode() + b"\n")
+
+
+def _check_free(path: Path) -> None:
+    """Refuses a folder with something else in it; removes half a description of a creator that died."""
+    known = {STORE_FILE, LOCK_FILE, INDEX_DIR, PACKS_DIR, TMP_DIR, USES_DIR, RESERVE_FILE, "lost+found"}
+    names = os.listdir(path)
+    left = [name for name in names if name.startswith(f".{STORE_FILE}.")]
+    if strangers := sorted(set(names) - known - set(left)):
+        raise InvalidRequest(
+            f"{path} is not a neve store and not empty (it holds {strangers[0]!r}); "
+            "name a new or empty folder"
+        )
+    for name in left:
+        (path / name).unlink()
+
+
+def _fill_index(index: Path, make_index: Callable[[Path], None]) -> None:
+    """Has the index made inside its folder, which may be a disk of its own, but not in its place."""
+    index.mkdir(mode=0o755, exist_ok=True)
+    scratch = index / "new"
+    shutil.rmtree(scratch, ignore_errors=True)
+    for left in index.glob("*.mdb*"):
+        left.unlink()
+    scratch.mkdir(mode=0o755)
+    try:
+        make_index(scratch)
+        for made in scratch.iterdir():
+            made.replace(index / made.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    sync_directory(index)
 
 
 def _make_folder(path: Path) -> None:

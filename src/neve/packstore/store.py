@@ -137,7 +137,7 @@ class PackStore:
         """
         with cls._opened_lock:
             if create and not read_only and not layout.is_store(path):
-                layout.create(path, dict(settings or {}))
+                layout.create(path, dict(settings or {}), _make_index)
             layout.read_description(path)
             key = _identity(path)
             while (found := cls._opened.get(key)) is not None and found._pid == os.getpid():
@@ -373,6 +373,10 @@ class TableTransaction:
 
     def delete(self, table: Table, key: bytes) -> bool:
         return self._transaction.delete(table.id, key)
+
+
+def _make_index(folder: Path) -> None:
+    Index(folder, create=True).close()
 
 
 def check_path(path: str) -> Path:

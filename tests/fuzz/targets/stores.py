@@ -26,7 +26,7 @@ _HEAD = struct.Struct("<BBBBHHI")
 def _template() -> Path:
     """An empty store with a key that is known."""
     path = folder("template") / "store"
-    layout.create(path, {})
+    PackStore.open(path).close()
     document = layout.read_description(path)
     text = (path / layout.STORE_FILE).read_text().replace(document.key.hex(), KEY.hex())
     (path / layout.STORE_FILE).write_text(text)
