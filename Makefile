@@ -33,7 +33,10 @@ FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 300
 SEED ?=
 
-.PHONY: help setup demo test test-system-deps check man audit bench fuzz soak clean
+# Of which operations make faults tries everything: make faults FAULTS="import gc"
+FAULTS ?=
+
+.PHONY: help setup demo test test-system-deps check man audit bench fuzz soak faults clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -100,6 +103,9 @@ fuzz: setup  ## feed each parser with rubbish, led by what code that reaches
 
 soak: setup  ## use, kill and collect one store in many processes, and look at everything
 	@"$(VENV)/bin/python" -m tests.soak.run $(SOAK_SECONDS) $(SEED)
+
+faults: setup  ## fail, cut short or kill at every call that writes, one after the other, and look at everything
+	@"$(VENV)/bin/python" -m tests.faults.run $(FAULTS)
 
 clean:  ## remove the environment, the demo's store and all caches
 	rm -rf .venv .venv-audit demo-store build src/*.egg-info

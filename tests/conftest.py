@@ -20,6 +20,7 @@ import pytest
 from neve.errors import NeveError
 from neve.testing.bigtable import emulator_program
 from neve.testing.guests import cloud_kernels
+from tests.faults import seccomp
 from tests.s3 import S3Server, moto_server
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "postgresql": _postgresql,
     "qemu": _guests,
     "root": _mounts,
+    "seccomp": seccomp.missing,
     "strace": lambda: _program("strace"),
     "systemd": lambda: _program("systemd-analyze") or _program("systemd-socket-activate"),
 }

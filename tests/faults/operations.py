@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from typing import NamedTuple
 from neve.castore.blobs.local_write import BLOBS
 from neve.castore.digest import b3_digest
 from neve.castore.directories.local import DIRECTORIES
-from neve.cli import logs
 from neve.errors import NeveError
 from neve.http_cache.tokens import read_tokens
 from neve.packstore.layout import PACKS_DIR, pack_name
@@ -65,6 +65,8 @@ class Operation:
     """What it begins with is."""
     once: bool = False
     """Where it has been done, it is refused."""
+    may_leave: str = "(?!)"
+    """A pattern of what stays when it is killed, and is in nobody's way."""
     torn: bool = True
     """It is made to withstand a death within a write."""
 
@@ -176,7 +178,8 @@ def _group(world: World, folder: Path) -> Action:
             thread.join()
         services.close()
         for error in errors[:1]:
-            logs.failure(str(error), error)
+            print(f"neve: {error}", file=sys.stderr)
+            print(f"FAILED {type(error).__module__}.{type(error).__name__}", file=sys.stderr)
         return 1 if errors else 0
 
     return action
@@ -271,7 +274,7 @@ OPERATIONS = _many(
         _imported(store=["first"], source=["first", "second"]),
         _GROWS | {"source": _BOTH},
     ),
-    Operation("export", _export, _with_out, _STAYS, _exported),
+    Operation("export", _export, _with_out, _STAYS, _exported, once=True, may_leave=r"out/\.neve-export-"),
     Operation(
         "repair",
         lambda world, folder: _on_store("verify", "--repair-from", local(folder, "source"))(world, folder),

@@ -1,7 +1,11 @@
-"""``python -m tests.faults.run [OPERATION...]``: every fault at every call, and what comes of it."""
+"""``python -m tests.faults.run [--about N] [OPERATION...]``: every fault at every call, and what comes of it.
+
+With ``--about``, some N of each operation, from its first to its last.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -13,13 +17,20 @@ from tests.faults.world import World
 
 def main() -> int:
     """Returns the exit code: 1 if something did not hold."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--about", type=int)
+    parser.add_argument("operations", nargs="*", choices=[*OPERATIONS, []])
+    arguments = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="neve-faults-") as folder:
         world = World(Path(folder))
-        for name in sys.argv[1:] or OPERATIONS:
+        for name in arguments.operations or OPERATIONS:
             sweep = Sweep(world, OPERATIONS[name])
             faults = list(sweep.faults())
-            print(f"{name}: {len(sweep.calls)} calls, {len(faults)} faults", flush=True)
+            told = f"{name}: {len(sweep.calls)} calls, {len(faults)} faults"
+            if arguments.about is not None:
+                faults = faults[:: max(1, len(faults) // arguments.about)]
+            print(f"{told}, of which {len(faults)} are tried", flush=True)
             for fault in faults:
                 try:
                     sweep.check(fault)

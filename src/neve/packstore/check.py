@@ -18,6 +18,7 @@ from neve.packstore.location import REPAIR, decode_location, encode_location, ma
 from neve.packstore.rebuild import Rebuilt, rebuild_index
 from neve.packstore.recovery import frame_location
 from neve.packstore.report import Problem, Progress, Report, ignore_progress
+from neve.packstore.scratch import scratch_folder
 from neve.packstore.store import PackStore, Table, unseal
 
 __all__ = ["Problem", "Progress", "Rebuilt", "Report", "pack_bytes", "rebuild_index", "verify"]
@@ -72,13 +73,14 @@ def _index_findings(store: PackStore) -> Iterator[str]:
     from lmdb.verify import VerifyError
     from lmdb.verify import verify as verify_pages
 
+    folder = Path(tempfile.gettempdir()) if store.read_only else store.temporary_folder()
     with (
-        layout.os_errors("cannot make a copy of the index to check"),
-        tempfile.TemporaryDirectory(dir=None if store.read_only else store.temporary_folder()) as copy,
+        layout.os_errors(f"cannot copy the index of {store.path} to {folder} to check it"),
+        scratch_folder(folder) as copy,
     ):
         try:
-            store.index.copy_to(Path(copy))
-            yield from verify_pages(copy)  # type: ignore[no-untyped-call]
+            store.index.copy_to(copy)
+            yield from verify_pages(str(copy))  # type: ignore[no-untyped-call]
         except (Corrupt, VerifyError) as error:
             yield str(error)
 

@@ -8,7 +8,6 @@ look at every page in use. The layout is that of LMDB 0.9 on 64-bit machines (``
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import struct
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neve.errors import Corrupt, Unavailable
-from neve.packstore.layout import os_errors
+from neve.packstore.layout import locked_folder, os_errors
 from neve.packstore.location import REPAIR
 
 DATA_FILE = "data.mdb"
@@ -52,17 +51,19 @@ def make_lock_file(folder: Path, readers: int) -> None:
     path = folder / LOCK_FILE
     if path.exists():
         return
-    temporary = path.with_name(f"{LOCK_FILE}.{os.getpid()}.tmp")
-    with os_errors(f"cannot make {path}"):
+    temporary = path.with_name(f"{LOCK_FILE}.tmp")
+    # One after the other: another process may have made one meanwhile, and use it already.
+    with os_errors(f"cannot make {path}"), locked_folder(folder):
+        if path.exists():
+            return
         try:
             # Whatever the umask: who may write it may upset those who read.
             with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
                 file.write(bytes(_LOCK_HEAD + readers * _LOCK_OF_READER))
-            # Not a rename: another process may have made one meanwhile, and use it already.
-            with contextlib.suppress(FileExistsError):
-                path.hardlink_to(temporary)
-        finally:
+            temporary.replace(path)
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
 
 
 class _Meta(NamedTuple):

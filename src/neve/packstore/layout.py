@@ -20,6 +20,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,19 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def temporary_errors(what: str, folder: str | None = None) -> Iterator[None]:
+    """The same for what lies in ``folder``, or in the one for temporary files, which it names."""
+    try:
+        yield
+    except OSError as error:
+        place = folder or tempfile.tempdir or "that TMPDIR names"
+        told = translate_os_error(error, f"{what} in the temporary folder {place}")
+        if isinstance(told, NotFound):  # Nobody has asked for that folder.
+            told = Unavailable(str(told))
+        raise told from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes ``data`` so that ``path`` holds either what it held or all of ``data``, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -122,7 +136,7 @@ def create(path: Path, settings: dict[str, Any], make_index: Callable[[Path], No
     """
     with os_errors(f"cannot create a store in {path}"):
         _make_folder(path)
-        with _locked_folder(path):
+        with locked_folder(path):
             if (path / STORE_FILE).exists():
                 return
             _check_free(path)
@@ -184,8 +198,8 @@ def _make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked_folder(path: Path) -> Iterator[None]:
-    """Keeps other creators of a store in ``path`` out."""
+def locked_folder(path: Path) -> Iterator[None]:
+    """Keeps others who make something in ``path`` out."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from neve.castore.digest import Digest
 from neve.castore.directory import Directory
-from neve.packstore.layout import os_errors
+from neve.packstore.layout import temporary_errors
 
 _ENTRY_BYTES = 250
 """What a place in an index takes in memory, roughly."""
@@ -62,7 +62,7 @@ class Closure:
             self._write(encoded)
 
     def _write(self, data: bytes | bytearray) -> None:
-        with os_errors("cannot hold Directories in the temporary folder"):
+        with temporary_errors("cannot hold Directories"):
             if self._file is None:
                 with tempfile.TemporaryFile(buffering=0) as file:
                     self._file = os.dup(file.fileno())
@@ -88,7 +88,7 @@ class Closure:
         if self._memory is not None:
             return bytes(self._memory[place.start : place.start + place.length])
         assert self._file is not None
-        with os_errors("cannot read Directories in the temporary folder"):
+        with temporary_errors("cannot read Directories"):
             return os.pread(self._file, place.length, place.start)
 
     def all_encoded(self) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from typing import Self
 from neve.castore.digest import Digest
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directory import Directory, child_digests
-from neve.packstore.layout import os_errors
+from neve.packstore.layout import os_errors, temporary_errors
 
 _SPOOL_IN_MEMORY = 16 * 1024 * 1024
 
@@ -26,7 +26,7 @@ class HeldClosure:
     def add(self, directory: Directory) -> None:
         """Takes one. Raises ``DiskFull``, ``Unavailable`` if there is no room to hold it."""
         encoded = directory.encode()
-        with os_errors("cannot hold Directories in the temporary folder"):
+        with temporary_errors("cannot hold Directories"):
             self._spool.write(encoded)
         self._places[directory.digest] = (self.size, len(encoded))
         self.size += len(encoded)

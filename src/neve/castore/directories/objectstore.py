@@ -22,7 +22,7 @@ from neve.castore.directory import Directory, child_digests
 from neve.castore.objectstore.bucket import Bucket, repeated
 from neve.castore.objectstore.layout import DIRECTORIES, key_of, pack_closure, unpack_closure
 from neve.errors import Unsupported
-from neve.packstore.layout import os_errors
+from neve.packstore.layout import temporary_errors
 from neve.registry import Address
 
 _PART_BYTES = 5 * 1024 * 1024
@@ -254,7 +254,7 @@ class _Putter(SpoolingPutter):
 
 def _parts(file: IO[bytes]) -> Iterator[bytes]:
     while True:
-        with os_errors("cannot read Directories in the temporary folder"):
+        with temporary_errors("cannot read Directories"):
             part = file.read(_PART_BYTES)
         if not part:
             return

@@ -11,7 +11,6 @@ strict: an invalid header in the middle or a missing end marker is an error, not
 from __future__ import annotations
 
 import bz2
-import errno
 import gzip
 import io
 import lzma
@@ -20,14 +19,15 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import IO, Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 import zstandard
 
 from neve.castore.node import InvalidNode, SymlinkNode, validate_node
 from neve.castore.path import InvalidName, check_name, show_name
-from neve.errors import DiskFull, InvalidRequest, Unavailable
+from neve.errors import InvalidRequest, Unavailable
+from neve.packstore.layout import temporary_errors
 from neve.tree import (
     BATCH_BYTES,
     BATCH_EVENTS,
@@ -110,7 +110,10 @@ def archive_events(stream: BinaryIO, *, spool_dir: str | None = None) -> Batches
     damaged or cut short, and for members that are devices or fifos, sparse, outside of the root or below
     something that is no directory; ``Unavailable`` or ``DiskFull`` when the stream or the spool fails.
     """
-    with _spool_errors(), tempfile.TemporaryFile(dir=spool_dir, buffering=BATCH_BYTES) as spool:
+    with (
+        temporary_errors("cannot keep the contents of the archive", spool_dir),
+        tempfile.TemporaryFile(dir=spool_dir, buffering=BATCH_BYTES) as spool,
+    ):
         root: _Directory = {}
         _read_members(_decompressed(_Source(stream)), root, spool)
         spool.flush()
@@ -368,13 +371,3 @@ def _batches(events: Iterable[Event]) -> Batches:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-@contextmanager
-def _spool_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no space for the spooled contents of the archive: {error}") from error
-        raise Unavailable(f"cannot spool the contents of the archive: {error}") from error

@@ -112,11 +112,12 @@ class StatCache:
             "result": result,
         }
         path = self._file(key)
-        temporary = path.with_suffix(f".{os.urandom(8).hex()}.tmp")
+        # One name: who is killed leaves one file. Two who write it at once may leave one that is torn.
+        temporary = path.with_suffix(".tmp")
         with contextlib.suppress(OSError):
             make_private_folders(self._folder)
             try:
-                with open(temporary, "x", opener=_private) as file:
+                with open(temporary, "w", opener=_private) as file:
                     file.write(json.dumps(document))
                 temporary.replace(path)
             except OSError:

@@ -20,7 +20,7 @@ from neve.castore.objectstore.failures import BrokenOff, is_no_bucket, is_of_lib
 from neve.castore.objectstore.layout import digest_in, folder, key_of
 from neve.castore.objectstore.settings import Settings, settings_of
 from neve.errors import Corrupt, InvalidRequest, Unavailable, Unsupported
-from neve.packstore.layout import os_errors
+from neve.packstore.layout import temporary_errors
 from neve.registry import Address
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class Bucket:
         if pieces is None:
             return
         # The library cannot send what it is still receiving.
-        with os_errors("cannot hold an object in the temporary folder"), tempfile.TemporaryFile() as file:
+        with temporary_errors("cannot hold an object"), tempfile.TemporaryFile() as file:
             file.writelines(pieces)
             file.seek(0)
             self.put_pieces(key, iter(lambda: file.read(_PIECE_BYTES), b""))

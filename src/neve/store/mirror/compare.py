@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from neve.errors import Corrupt
-from neve.packstore.layout import os_errors
+from neve.packstore.layout import temporary_errors
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.wire import encode_path_info
 
@@ -54,7 +54,7 @@ def _sorted(path_infos: PathInfoService) -> Iterator[tuple[bytes, Encoded]]:
     places: list[tuple[bytes, int, int]] = []
     end = 0
     with (
-        os_errors("cannot hold a listing in the temporary folder"),
+        temporary_errors("cannot hold a listing"),
         tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY) as spool,
     ):
         for path_info in path_infos:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from neve.nix.store_path import DIGEST_SIZE
-from neve.packstore.layout import os_errors
+from neve.packstore.layout import temporary_errors
 
 _ENTRY = struct.Struct(f"<{DIGEST_SIZE}sQI")
 _BUFFER = 1024 * 1024
@@ -29,7 +29,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._files = contextlib.ExitStack()
-        with os_errors("cannot make a file in the temporary folder"):
+        with temporary_errors("cannot make a file"):
             self._data, self._index = [
                 self._files.enter_context(tempfile.TemporaryFile(buffering=_BUFFER))  # noqa: SIM115
                 for _ in range(2)
@@ -41,7 +41,7 @@ class Pending:
 
     def add(self, digest: bytes, encoded: bytes, state: int = WAITS) -> None:
         """Takes the next one. Raises ``DiskFull``, ``Unavailable``."""
-        with os_errors("cannot note in the temporary folder what is to be copied"):
+        with temporary_errors("cannot note what is to be copied"):
             self._index.write(_ENTRY.pack(digest, self._end, len(encoded)))
             self._data.write(encoded)
         self._end += len(encoded)
@@ -49,7 +49,7 @@ class Pending:
 
     def seal(self) -> None:
         """Ends adding."""
-        with os_errors("cannot note in the temporary folder what is to be copied"):
+        with temporary_errors("cannot note what is to be copied"):
             self._index.flush()
             self._data.flush()
             if self.states:
@@ -79,7 +79,7 @@ class Pending:
         """The path info."""
         assert self._map is not None
         _, start, length = _ENTRY.unpack_from(self._map, number * _ENTRY.size)
-        with os_errors("cannot read in the temporary folder what is to be copied"):
+        with temporary_errors("cannot read what is to be copied"):
             return os.pread(self._data.fileno(), length, start)
 
     def digests(self) -> Iterator[bytes]:
