@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -475,6 +476,9 @@ def test_a_failure_of_ours_ends_one_connection(tmp_path: Path) -> None:
         try:
             with logged(logging.ERROR) as lines, FrontEnd(str(tmp_path / "fs.sock")) as front_end:
                 assert front_end.ended()
+                deadline = time.monotonic() + PATIENCE
+                while not lines and time.monotonic() < deadline:
+                    time.sleep(0.01)  # It is told after that.
             assert lines == ["internal error, please report it"]
             with FrontEnd(str(tmp_path / "fs.sock")) as front_end:
                 front_end.set_up()
