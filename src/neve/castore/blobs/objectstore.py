@@ -236,26 +236,28 @@ class ObjectBlobService(BlobService):
         return [*rest, *self._listed(page[-1].digest, limit - len(rest))]
 
     def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
-        """Deletes blobs and chunks by those digests; not the chunks that a blob consists of."""
-        # What refers goes first, and keeps what it refers to: a list without its chunk would be damage.
-        there, gone = self._delete(digests, BLOBS, unused_for)
-        _, deleted = self._delete([one for one in digests if one not in there - gone], CHUNKS, unused_for)
-        return len(gone | deleted)
+        """Deletes blobs and chunks by those digests; not the chunks that a blob consists of. By age only
+        blobs: a chunk of that digest may be one of another blob, too."""
+        gone = self._delete(digests, BLOBS, unused_for)
+        if unused_for is None:
+            gone |= self._delete(digests, CHUNKS, None)
+        return len(gone)
 
     def delete_chunks(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
         """Deletes chunks; returns how many."""
-        return len(self._delete(digests, CHUNKS, unused_for)[1])
+        return len(self._delete(digests, CHUNKS, unused_for))
 
-    def _delete(
-        self, digests: Sequence[Digest], table: str, unused_for: float | None
-    ) -> tuple[set[Digest], set[Digest]]:
-        """Deletes objects of a table; the digests of those that were there, of those that are gone."""
+    def _delete(self, digests: Sequence[Digest], table: str, unused_for: float | None) -> set[Digest]:
+        """Deletes objects of a table; the digests of those that are gone."""
         wanted = sorted({check_digest(digest) for digest in digests} - {EMPTY_BLOB})
         found = self._bucket.map(lambda digest: self._bucket.head(key_of(table, digest)), wanted)
-        there = {digest: meta for digest, meta in zip(wanted, found, strict=True) if meta is not None}
-        gone = [digest for digest, meta in there.items() if unused_for is None or meta.age >= unused_for]
+        gone = [
+            digest
+            for digest, meta in zip(wanted, found, strict=True)
+            if meta is not None and (unused_for is None or meta.age >= unused_for)
+        ]
         self._bucket.delete([key_of(table, digest) for digest in gone])
-        return set(there), set(gone)
+        return set(gone)
 
     def close(self) -> None:
         self._bucket.close()
