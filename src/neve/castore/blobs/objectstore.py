@@ -71,13 +71,13 @@ class ObjectBlobService(BlobService):
         """Whether a blob is there; then it is made to stay, its chunks first."""
         key = key_of(BLOBS, digest)
         meta = self._bucket.head(key)
-        if meta is not None and meta.age > SLACK:
-            # With a chunk missing, it is put again by who can.
-            chunks = (self._list(digest) if meta.size else None) or [Chunk(digest, 0)]
-            if digest != EMPTY_BLOB and not all(self._counts_on_chunk(chunk.digest) for chunk in chunks):
-                return False
-            self._bucket.freshen(key, meta)
-        return meta is not None
+        if meta is None or meta.age <= SLACK:
+            return meta is not None
+        # With a chunk missing, it is put again by who can.
+        chunks = (self._list(digest) if meta.size else None) or [Chunk(digest, 0)]
+        if digest != EMPTY_BLOB and not all(self._counts_on_chunk(chunk.digest) for chunk in chunks):
+            return False
+        return self._bucket.freshen(key, meta)
 
     def is_fresh(self, key: str) -> bool:
         """Whether an object is there, and so young that who has its contents need not write them again."""
@@ -85,11 +85,7 @@ class ObjectBlobService(BlobService):
         return meta is not None and meta.age <= SLACK
 
     def _counts_on_chunk(self, digest: Digest) -> bool:
-        key = key_of(CHUNKS, digest)
-        meta = self._bucket.head(key)
-        if meta is not None and meta.age > SLACK:
-            self._bucket.freshen(key, meta)
-        return meta is not None
+        return self._bucket.is_kept(key_of(CHUNKS, digest))
 
     # Reading. What begins with an underscore and asks the bucket runs in its threads.
 
