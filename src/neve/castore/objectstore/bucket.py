@@ -246,6 +246,9 @@ class Bucket:
         page: list[Listed] = []
         for one in in_order(table, after, limit):
             if one.digest > after:
+                if page and one.digest <= page[-1].digest:
+                    # Pages would leave out some, and a collection what those need.
+                    raise Unsupported(f"{self.settings.url} does not list objects in order")
                 page.append(one)
                 if len(page) == limit:
                     break
