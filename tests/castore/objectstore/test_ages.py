@@ -14,6 +14,8 @@ from neve.castore.blobs.base import BlobService
 from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.urls import DIRECTORY_SERVICES
+from neve.castore.objectstore.bucket import Bucket, Meta
+from neve.castore.objectstore.layout import BLOBS, CHUNKS, DIRECTORIES
 from neve.testing.ages import BlobAgesContract, DirectoryAgesContract
 
 
@@ -22,6 +24,17 @@ def make_older(folder: Path, seconds: float) -> None:
         if path.is_file():
             then = path.stat().st_mtime - seconds
             os.utime(path, (then, then))
+
+
+def delete_before_freshening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Bucket.freshen
+
+    def freshen(bucket: Bucket, key: str, meta: Meta) -> bool:
+        if folder in (path := folder.parent / key).parents:
+            path.unlink()
+        return real(bucket, key, meta)
+
+    monkeypatch.setattr(Bucket, "freshen", freshen)
 
 
 class TestBlobAges(BlobAgesContract):
@@ -61,6 +74,17 @@ class TestBlobAges(BlobAgesContract):
         service.delete_chunks([service.stored_chunks(digests[0])[1].digest])
         assert service.missing(digests) == digests
 
+    @pytest.mark.parametrize("table", [BLOBS, CHUNKS])
+    def test_what_goes_while_it_is_made_to_stay_is_missing(
+        self, service: BlobService, monkeypatch: pytest.MonkeyPatch, table: str
+    ) -> None:
+        """A collection has looked at its age before. With many chunks there are minutes for that."""
+        digests = service.put_many([os.urandom(900_000)])
+        wanted = digests if table == BLOBS else [service.stored_chunks(digests[0])[1].digest]
+        self.make_older(service, 4 * SLACK)
+        delete_before_freshening(self.folder / table, monkeypatch)
+        assert service.missing(wanted) == wanted
+
 
 class TestDirectoryAges(DirectoryAgesContract):
     @pytest.fixture(autouse=True)
@@ -75,3 +99,11 @@ class TestDirectoryAges(DirectoryAgesContract):
 
     def make_older(self, service: Any, seconds: float) -> None:
         make_older(self.folder, seconds)
+
+    def test_what_goes_while_it_is_made_to_stay_is_missing(
+        self, service: DirectoryService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root = self.put_root(service, "root")
+        self.make_older(service, 4 * SLACK)
+        delete_before_freshening(self.folder / DIRECTORIES, monkeypatch)
+        assert service.freshen([root]) == [root]

@@ -25,7 +25,7 @@ from neve.castore.objectstore.layout import (
     pack_closure,
     pack_list,
 )
-from neve.errors import Corrupt, LimitExceeded, NeveError, PermissionDenied, Unavailable
+from neve.errors import Corrupt, LimitExceeded, NeveError, PermissionDenied, Unavailable, Unsupported
 from neve.testing.blob_reading import KIB, MIB, incompressible, put, reader_of
 from neve.testing.directories import put_closure, tree
 from tests.castore.objectstore.interference import Fault, Proxy, Request, proxy_before
@@ -373,3 +373,34 @@ def test_an_upload_that_fails_leaves_no_blob(s3: S3Server) -> None:
             else:
                 assert blobs.read(digest) == contents
                 assert failing > 3
+
+
+def test_a_deletion_of_which_a_part_fails_is_an_error(s3: S3Server) -> None:
+    """That comes with status 200."""
+    failed = b"<Error><Key>x</Key><Code>InternalError</Code><Message>oh</Message></Error>"
+
+    def plan(request: Request) -> Fault | None:
+        return Fault(200, b"<DeleteResult>%b</DeleteResult>" % failed) if request.method == "POST" else None
+
+    with through(s3, plan) as (_, url), blobs_at(url) as blobs:
+        digests = blobs.put_many([b"one", b"two"])
+        with pytest.raises(Unavailable, match="cannot delete"):
+            blobs.delete_many(digests)
+
+
+@pytest.mark.parametrize("order", [(b"b", b"a"), (b"a", b"a")])
+def test_a_listing_out_of_order_is_an_error(s3: S3Server, order: tuple[bytes, bytes]) -> None:
+    """Pages would leave out what is there, and a collection drop what that needs. Some kinds of buckets are
+    listed so."""
+    rows = "".join(
+        f"<Contents><Key>{key_of(BLOBS, 32 * one)}</Key><LastModified>2026-11-01T00:00:00.000Z</LastModified>"
+        "<Size>0</Size></Contents>"
+        for one in order
+    )
+
+    def plan(request: Request) -> Fault | None:
+        is_listing = request.method == "GET" and "list-type=2" in request.path
+        return Fault(200, f"<ListBucketResult>{rows}</ListBucketResult>".encode()) if is_listing else None
+
+    with through(s3, plan) as (_, url), blobs_at(url) as blobs, pytest.raises(Unsupported, match="order"):
+        blobs.list()

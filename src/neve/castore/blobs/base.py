@@ -258,7 +258,7 @@ class BlobService(ABC):
         """Deletes blobs; returns how many were there. May be ``Unsupported``.
 
         What refers to them is the caller's business. With ``unused_for`` only those go that were not used in
-        the last so many seconds (``neve.castore.ages``), each object that they consist of by its own age.
+        the last so many seconds (``neve.castore.ages``), and nothing that ``list_chunks_with_ages`` gives.
         """
         raise Unsupported(f"{type(self).__name__} cannot delete blobs")
 

@@ -71,13 +71,13 @@ class ObjectBlobService(BlobService):
         """Whether a blob is there; then it is made to stay, its chunks first."""
         key = key_of(BLOBS, digest)
         meta = self._bucket.head(key)
-        if meta is not None and meta.age > SLACK:
-            # With a chunk missing, it is put again by who can.
-            chunks = (self._list(digest) if meta.size else None) or [Chunk(digest, 0)]
-            if digest != EMPTY_BLOB and not all(self._counts_on_chunk(chunk.digest) for chunk in chunks):
-                return False
-            self._bucket.freshen(key, meta)
-        return meta is not None
+        if meta is None or meta.age <= SLACK:
+            return meta is not None
+        # With a chunk missing, it is put again by who can.
+        chunks = (self._list(digest) if meta.size else None) or [Chunk(digest, 0)]
+        if digest != EMPTY_BLOB and not all(self._counts_on_chunk(chunk.digest) for chunk in chunks):
+            return False
+        return self._bucket.freshen(key, meta)
 
     def is_fresh(self, key: str) -> bool:
         """Whether an object is there, and so young that who has its contents need not write them again."""
@@ -85,11 +85,7 @@ class ObjectBlobService(BlobService):
         return meta is not None and meta.age <= SLACK
 
     def _counts_on_chunk(self, digest: Digest) -> bool:
-        key = key_of(CHUNKS, digest)
-        meta = self._bucket.head(key)
-        if meta is not None and meta.age > SLACK:
-            self._bucket.freshen(key, meta)
-        return meta is not None
+        return self._bucket.is_kept(key_of(CHUNKS, digest))
 
     # Reading. What begins with an underscore and asks the bucket runs in its threads.
 
@@ -236,26 +232,28 @@ class ObjectBlobService(BlobService):
         return [*rest, *self._listed(page[-1].digest, limit - len(rest))]
 
     def delete_many(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
-        """Deletes blobs and chunks by those digests; not the chunks that a blob consists of."""
-        # What refers goes first, and keeps what it refers to: a list without its chunk would be damage.
-        there, gone = self._delete(digests, BLOBS, unused_for)
-        _, deleted = self._delete([one for one in digests if one not in there - gone], CHUNKS, unused_for)
-        return len(gone | deleted)
+        """Deletes blobs and chunks by those digests; not the chunks that a blob consists of. By age only
+        blobs: a chunk of that digest may be one of another blob, too."""
+        gone = self._delete(digests, BLOBS, unused_for)
+        if unused_for is None:
+            gone |= self._delete(digests, CHUNKS, None)
+        return len(gone)
 
     def delete_chunks(self, digests: Sequence[Digest], *, unused_for: float | None = None) -> int:
         """Deletes chunks; returns how many."""
-        return len(self._delete(digests, CHUNKS, unused_for)[1])
+        return len(self._delete(digests, CHUNKS, unused_for))
 
-    def _delete(
-        self, digests: Sequence[Digest], table: str, unused_for: float | None
-    ) -> tuple[set[Digest], set[Digest]]:
-        """Deletes objects of a table; the digests of those that were there, of those that are gone."""
+    def _delete(self, digests: Sequence[Digest], table: str, unused_for: float | None) -> set[Digest]:
+        """Deletes objects of a table; the digests of those that are gone."""
         wanted = sorted({check_digest(digest) for digest in digests} - {EMPTY_BLOB})
         found = self._bucket.map(lambda digest: self._bucket.head(key_of(table, digest)), wanted)
-        there = {digest: meta for digest, meta in zip(wanted, found, strict=True) if meta is not None}
-        gone = [digest for digest, meta in there.items() if unused_for is None or meta.age >= unused_for]
+        gone = [
+            digest
+            for digest, meta in zip(wanted, found, strict=True)
+            if meta is not None and (unused_for is None or meta.age >= unused_for)
+        ]
         self._bucket.delete([key_of(table, digest) for digest in gone])
-        return set(there), set(gone)
+        return set(gone)
 
     def close(self) -> None:
         self._bucket.close()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import IO
 
-from neve.castore.ages import SLACK
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
 from neve.castore.digest import Digest, check_digest, format_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService
@@ -164,15 +163,8 @@ class ObjectDirectoryService(DirectoryService):
 
     def freshen(self, digests: Sequence[Digest]) -> list[Digest]:
         """Makes closures count as new, by their roots; gives those that are not there."""
-
-        def fresh(digest: Digest) -> bool:
-            key = key_of(DIRECTORIES, check_digest(digest))
-            meta = self._bucket.head(key)
-            if meta is not None and meta.age > SLACK:
-                self._bucket.freshen(key, meta)
-            return meta is not None
-
-        there = zip(digests, self._bucket.map(fresh, digests), strict=True)
+        keys = [key_of(DIRECTORIES, check_digest(digest)) for digest in digests]
+        there = zip(digests, self._bucket.map(self._bucket.is_kept, keys), strict=True)
         return [digest for digest, is_there in there if not is_there]
 
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from neve.castore.ages import SLACK
 from neve.castore.at_once import CallsAtOnce
 from neve.castore.digest import Digest
 from neve.castore.objectstore.failures import BrokenOff, is_no_bucket, is_of_library, translated
@@ -177,24 +178,30 @@ class Bucket:
         with self._errors("write", key):
             self._store.put(key, pieces, chunk_size=_PART_BYTES)
 
-    def freshen(self, key: str, meta: Meta) -> None:
-        """Writes what is there anew, so that it counts as new."""
+    def freshen(self, key: str, meta: Meta) -> bool:
+        """Writes what is there anew, so that it counts as new; false if it is gone since ``meta``."""
         if meta.size > _WHOLE_BYTES:
-            repeated(lambda: self._freshen_long(key))
-            return
+            return repeated(lambda: self._freshen_long(key))
         data = self.get(key, 2 * _WHOLE_BYTES) if meta.size else b""
         if data is not None:
             self.put(key, data)
+        return data is not None
 
-    def _freshen_long(self, key: str) -> None:
+    def _freshen_long(self, key: str) -> bool:
         pieces = self.pieces(key)
         if pieces is None:
-            return
+            return False
         # The library cannot send what it is still receiving.
         with temporary_errors("cannot hold an object"), tempfile.TemporaryFile() as file:
             file.writelines(pieces)
             file.seek(0)
             self.put_pieces(key, iter(lambda: file.read(_PIECE_BYTES), b""))
+        return True
+
+    def is_kept(self, key: str) -> bool:
+        """Whether an object is there; then it is made to stay."""
+        meta = self.head(key)
+        return meta is not None and (meta.age <= SLACK or self.freshen(key, meta))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes objects; those that are not there too."""
@@ -239,6 +246,9 @@ class Bucket:
         page: list[Listed] = []
         for one in in_order(table, after, limit):
             if one.digest > after:
+                if page and one.digest <= page[-1].digest:
+                    # Pages would leave out some, and a collection what those need.
+                    raise Unsupported(f"{self.settings.url} does not list objects in order")
                 page.append(one)
                 if len(page) == limit:
                     break

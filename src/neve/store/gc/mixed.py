@@ -1,9 +1,11 @@
 """A collection of a store whose services lie in several places.
 
 Marked is what the path infos reach, and what is fresh; what is not, and is old, goes as its listing comes by,
-a page at a time: Directories first, then blobs, then chunks. What becomes fresh meanwhile is spared, each by
-itself (``parts``). Unlike in one embedded store, a Directory that nothing reaches may for a while, or after a
-crash, refer to what is gone already: nobody counts on it without asking for all that it needs.
+a page at a time: Directories first, then blobs, then chunks. What is a blob may be a chunk of another one,
+too: none of that goes before the chunks of all blobs that stay are marked. What becomes fresh meanwhile is
+spared, each by itself (``parts``). Unlike in one embedded store, a Directory that nothing reaches may for a
+while, or after a crash, refer to what is gone already: nobody counts on it without asking for all that it
+needs.
 """
 
 from __future__ import annotations
@@ -95,6 +97,8 @@ class _Run:
             report.blobs_dropped = self._sweep(self._parts.blobs, marked.contents, of_blobs=True)
             for chunks in self._chunks_of(self._parts.blobs.late()):
                 marked.mark_contents(chunks)
+            if self._parts.whole_blobs is not None:
+                report.blobs_dropped += self._sweep(self._parts.whole_blobs, marked.contents)
             report.chunks_dropped = self._sweep(self._parts.chunks, marked.contents)
         report.missing = self.marker.missing
         with span("gc.compact"):
@@ -191,7 +195,7 @@ class _Run:
         return gone
 
     def _sweep(self, part: Part, marked: DigestSet, *, of_blobs: bool = False) -> int:
-        """Deletes what is neither marked nor fresh, returns how much; marks the chunks of blobs that stay."""
+        """Deletes what is neither marked nor fresh, gives how much; marks what the others are made of."""
         count = 0
         for page in part.pages():
             unmarked = [one for one in page if one.digest not in marked]
@@ -199,6 +203,8 @@ class _Run:
             self._report.fresh += len(unmarked) - len(going)
             if of_blobs:
                 staying = [one for one in page if one.digest not in going]
+                # Of one that is one chunk, that is of the same digest, and may be older.
+                self.marker.mark_contents([one.digest for one in staying])
                 self._mark_chunks([one for one in staying if one.in_chunks is not False])
             count += len(going) if self._rules.dry_run else part.delete(sorted(going))
             self._progress.advance(len(page))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from neve.castore.ages import SLACK
 from neve.castore.blobs.base import BlobService
 from neve.castore.blobs.local import LocalBlobService
-from neve.castore.blobs.local_write import BLOBS, CHUNK, LIST
+from neve.castore.blobs.local_write import BLOB, BLOBS, CHUNK, LIST
 from neve.castore.directories.base import DirectoryService
 from neve.castore.directories.local import DIRECTORIES, LocalDirectoryService
 from neve.errors import Unavailable, Unsupported
@@ -136,10 +136,11 @@ class LocalUse:
 class LocalPart(Part):
     """Of an embedded store."""
 
-    def __init__(self, use: LocalUse, table: Table, *, chunks: bool = False) -> None:
+    def __init__(self, use: LocalUse, table: Table, tag: int | None = None) -> None:
+        """``tag``: of the table, only those records."""
         self._use = use
         self._table = table
-        self._chunks = chunks
+        self._tag = tag
 
     def pages(self) -> Iterator[Sequence[Item]]:
         after = b""
@@ -149,7 +150,7 @@ class LocalPart(Part):
             yield [
                 Item(key, key not in noted, location.tag == LIST)
                 for key, location in page
-                if self._table is not BLOBS or (location.tag == CHUNK) == self._chunks
+                if self._tag in (None, location.tag)
             ]
 
     def fresh(self) -> Iterator[Sequence[bytes]]:
@@ -204,10 +205,12 @@ class Parts:
         aged = self._aged
         if isinstance(blobs, LocalBlobService):
             use = self._use(blobs.store)
-            self.blobs: Part = LocalPart(use, BLOBS)
-            self.chunks: Part = LocalPart(use, BLOBS, chunks=True)
+            self.blobs: Part = LocalPart(use, BLOBS, LIST)
+            self.whole_blobs: Part | None = LocalPart(use, BLOBS, BLOB)
+            self.chunks: Part = LocalPart(use, BLOBS, CHUNK)
         else:
             self.blobs = aged(blobs.list_with_ages, blobs.delete_many)
+            self.whole_blobs = None
             self.chunks = aged(blobs.list_chunks_with_ages, blobs.delete_chunks)
         if isinstance(directories, LocalDirectoryService):
             self.directories: Part = LocalPart(self._use(directories.store), DIRECTORIES)
