@@ -8,8 +8,6 @@ from neve.fs.ahead import (
     FIRST_NEIGHBOURS,
     MOST_BELOW,
     MOST_NEIGHBOURS,
-    TOLD_OF,
-    Interest,
     Neighbours,
     Streams,
     Walks,
@@ -158,29 +156,3 @@ def test_the_more_is_listed_the_more_is_fetched_below() -> None:
     for number in range(10_000, 20_000, 2):
         walks.listed(number + 1, number)
     assert len(walks._listed) < 2000
-
-
-def test_names_are_enough_until_files_are_looked_up() -> None:
-    interest = Interest()
-    assert not any(interest.listed(directory, 10) for directory in range(2, 100))
-    interest.looked_up(1)  # Nobody has listed that one.
-    assert not interest.listed(100, 10)
-    interest.looked_up(50)
-    told = 0
-    while interest.listed(200 + told, 10):
-        told += 10
-    assert TOLD_OF <= told < TOLD_OF + 10
-    # Those of which all was told are not looked up, and if one is, that says nothing.
-    interest.looked_up(200)
-    assert not interest.listed(101, 10)
-    interest.looked_up(101)
-    assert interest.listed(102, 10)
-
-
-def test_where_only_names_were_told_is_forgotten_some_day() -> None:
-    interest = Interest()
-    for directory in range(2, 10_000):
-        interest.listed(directory, 10)
-    assert len(interest._names_only) < 1000
-    interest.looked_up(2)
-    assert not interest.listed(10_000, 10)

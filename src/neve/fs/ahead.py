@@ -24,9 +24,6 @@ _GAP = 16
 """Inodes that may lie between two files that are read one after the other: links, large files, and what was
 in the kernel's caches already."""
 
-TOLD_OF: Final = 4096
-_NAMES_ONLY = 256
-
 FIRST_BELOW: Final = 128
 MOST_BELOW: Final = 16 * 1024
 _LISTED = 1024
@@ -149,40 +146,6 @@ class Neighbours:
         self._windows.insert(0, window)
         del self._windows[_WINDOWS:]
         return window
-
-
-class Interest:
-    """Whether those who list directories want to know more of the files than their names. Thread-safe.
-
-    A listing may tell the kernel all of each file. It makes an inode then, which spares a lookup if the file
-    is looked at next (``grep -r``, ``tar``), and is in vain if not (``find``). So only names are told, until
-    somebody looks up a file where that was so; then all is told of the next ``TOLD_OF`` files. After those it
-    is only names once more: there is no other way to see whether anybody still wants more.
-    """
-
-    def __init__(self) -> None:
-        self._names_only: OrderedDict[int, None] = OrderedDict()  # Directories, by inodes.
-        self._left = 0
-        self._lock = threading.Lock()
-
-    def listed(self, directory: int, files: int) -> bool:
-        """Notes that so many files of a directory are listed. Whether all of them is to be told."""
-        with self._lock:
-            if self._left > 0:
-                self._left -= files
-                return True
-            self._names_only[directory] = None
-            self._names_only.move_to_end(directory)
-            while len(self._names_only) > _NAMES_ONLY:
-                self._names_only.popitem(last=False)
-            return False
-
-    def looked_up(self, directory: int) -> None:
-        """Notes that one of its files is looked up."""
-        if directory in self._names_only:
-            with self._lock:
-                self._names_only.pop(directory, None)
-                self._left = TOLD_OF
 
 
 class Walks:

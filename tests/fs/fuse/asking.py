@@ -137,11 +137,6 @@ class Asker:
     def read(self, node: int, offset: int = 0, size: int = 1 << 20) -> bytes:
         return self.body(Opcode.READ, node, read_body(offset, size))
 
-    def want_all(self, node: int, name: bytes) -> None:
-        """Lists a directory and looks up a file in it: now listings tell all of the files."""
-        self.list(node, plus=True)
-        self.lookup(name, node)
-
     def list(self, node: int, size: int = 4096, *, plus: bool = False) -> list[Dirent]:
         opcode = Opcode.READDIRPLUS if plus else Opcode.READDIR
         found: list[Dirent] = []

@@ -255,7 +255,6 @@ def test_listing(asker: Asker) -> None:
 @pytest.mark.parametrize("size", [400, 4096, 1 << 20])
 def test_listing_with_all_that_a_lookup_tells(session: Session, asker: Asker, size: int) -> None:
     top = asker.lookup(NAME)
-    asker.want_all(top.node, b"text")
     found = asker.list(top.node, size, plus=True)
     plain = asker.list(top.node, size)
     assert [(one.name, one.kind, one.offset) for one in found] == [
@@ -268,20 +267,6 @@ def test_listing_with_all_that_a_lookup_tells(session: Session, asker: Asker, si
     for one in found[2:]:
         assert asker.lookup(one.name, top.node) == one.entry
     assert inodes(session) == before
-
-
-def test_who_only_lists_is_told_all_of_directories_and_the_names_of_files(
-    session: Session, asker: Asker
-) -> None:
-    top = asker.lookup(NAME)
-    before = inodes(session)
-    found = asker.list(top.node, plus=True)
-    for one in found[2:]:
-        assert one.entry is not None
-        assert bool(one.entry.node) == (one.kind == stat.S_IFDIR >> 12)
-    assert inodes(session) - before == sum(one.kind == stat.S_IFDIR >> 12 for one in found[2:])
-    asker.lookup(b"text", top.node)
-    assert all(one.entry.node for one in asker.list(top.node, plus=True)[2:] if one.entry)
 
 
 def test_listing_goes_on_anywhere(asker: Asker) -> None:
@@ -302,13 +287,11 @@ def test_long_listings_tell_no_more_than_names(
 ) -> None:
     """When the kernel knows a lot already: it asks for what it wants."""
     node = asker.lookup(NAME).node
-    asker.want_all(node, b"text")
-    known = inodes(session)
-    monkeypatch.setattr(listings, "INODES_BY_LISTING", known)
+    monkeypatch.setattr(listings, "INODES_BY_LISTING", inodes(session))
     for one in asker.list(node, plus=True):
         assert one.entry is not None
         assert one.entry.node == 0
-    assert inodes(session) == known
+    assert inodes(session) == 2
 
 
 def test_the_root_is_closed_to_listing(asker: Asker) -> None:

@@ -207,7 +207,6 @@ def test_an_error_of_a_neighbour_is_not_told(gated: Gated) -> None:
     """Contents that are fetched along with others may be missing: that is for him who reads them."""
     asker = gated.asker
     top = asker.lookup(NAME).node
-    asker.want_all(top, b"text")
     nodes = {one.name: one.entry.node for one in asker.list(top, plus=True) if one.entry}
     with logged() as lines:
         for number in range(0, 200, 7):
@@ -240,7 +239,6 @@ def test_files_that_are_read_in_order_come_before_they_are_asked_for(services: S
     asker = gated.asker
     asker.init()
     top = asker.lookup(NAME).node
-    asker.want_all(top, b"text")
     nodes = {one.name: one.entry.node for one in asker.list(top, 1 << 20, plus=True) if one.entry}
     numbers = {nodes[b"file-%03d" % number]: b"%d" % number * 100 for number in range(200)}
     known: set[int] = set()

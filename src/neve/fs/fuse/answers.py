@@ -122,8 +122,6 @@ class Answers:
             if parent.parent == ROOT and request.header.node != ROOT:
                 self._tree.read_ahead(parent.digest, self._loads)
             children = len(self._tree.directory(node.digest, request.held))
-        else:
-            request.kernel.interest.looked_up(request.header.node)
         request.settle()
         (number,) = request.kernel.inodes.remember(request.header.node, [(name, node, children)])
         return [protocol.encode_entry(attributes(number, node, children))]

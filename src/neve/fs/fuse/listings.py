@@ -105,13 +105,10 @@ class Listings:
         if len(kernel.inodes) < INODES_BY_LISTING:
             below = kernel.walks.listed(number, directory_of(request).parent)
             sizes = self._tree.sizes([node for _, node in chosen], request.held, below)
-        request.settle()
-        if not kernel.interest.listed(number, sum(type(node) is not DirectoryNode for _, node in chosen)):
-            pairs = zip(chosen, sizes, strict=True)
-            sizes = [size if type(node) is DirectoryNode else None for (_, node), size in pairs]
         known = [
             (name, node, size) for (name, node), size in zip(chosen, sizes, strict=True) if size is not None
         ]
+        request.settle()
         try:
             numbers = iter(kernel.inodes.remember(number, known))
         except LimitExceeded:

@@ -278,7 +278,7 @@ _NOTIFY_STORE = struct.Struct("<IiQQQIxxxx")
 _XATTR_SIZE = struct.Struct("<Ixxxx")
 
 _PADDING: Final = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 2, b"\0")
-_NO_PLUS: Final = struct.Struct(f"<{_ENTRY_OUT.size}xQQII")
+_NO_PLUS: Final = bytes(_ENTRY_OUT.size)
 
 # What is equal in all entries of a READDIRPLUS, of which there may be a million.
 _PLUS_VALID: Final = struct.pack("<QQQII", 0, FOREVER, FOREVER, 0, 0)
@@ -381,8 +381,7 @@ def direntplus(node: int, size: int, mode: int, following: int, name: bytes) -> 
 
 def direntplus_unknown(node: int, following: int, kind: int, name: bytes) -> bytes:
     """The same for an entry of which no more is told than by READDIR; it counts for nothing."""
-    length = len(name)
-    return _NO_PLUS.pack(node, following, length, kind >> 12) + name + _PADDING[length & 7]
+    return _NO_PLUS + dirent(node, following, kind, name)
 
 
 def dirent_bytes(name: bytes, *, plus: bool) -> int:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from neve.fs.ahead import Interest, Neighbours, Walks
+from neve.fs.ahead import Neighbours, Walks
 from neve.fs.fuse.opcodes import InitFlag
 from neve.fs.fuse.protocol import Header
 from neve.fs.inodes import MAX_INODES, InodeTable
@@ -31,7 +31,6 @@ class Kernel:
         self.inodes = InodeTable(MAX_INODES if send is None else sys.maxsize)
         self.neighbours = Neighbours()
         self.walks = Walks()
-        self.interest = Interest()
         self.opens_files = not flags & InitFlag.NO_OPEN_SUPPORT
         self.opens_directories = not flags & InitFlag.NO_OPENDIR_SUPPORT
 
