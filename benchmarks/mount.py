@@ -37,10 +37,11 @@ LARGE_BYTES = 2 * GIB
 READ_ALL = """
 import os, random, sys
 files = (os.path.join(f, n) for f, _, names in os.walk(sys.argv[1]) for n in names)
-files = (path for path in files if not os.path.islink(path))
 if sys.argv[2] != "walking":
     files = list(files)
+files = (path for path in files if not os.path.islink(path))
 if sys.argv[2] == "random":
+    files = list(files)
     random.Random(1).shuffle(files)
 for path in files:
     descriptor = os.open(path, os.O_RDONLY)
