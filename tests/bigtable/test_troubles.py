@@ -233,6 +233,8 @@ def test_a_closed_service(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Client._opened == {}
     with pytest.raises(Unavailable, match="the connection is closed"):
         other.list()
+    with pytest.raises(Unavailable, match="the connection is closed"):
+        other.put_many([leaf("one"), leaf("two")])
 
 
 # A server of our own, that says what no other does.

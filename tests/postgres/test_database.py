@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from neve.errors import (
     Unavailable,
     Unsupported,
 )
+from neve.postgres.address import target_of
 from neve.postgres.database import Connection, Database
 from neve.postgres.schema import MIGRATIONS
 from neve.registry import parse_address
@@ -146,6 +149,40 @@ def test_one_connection_for_all_who_ask_one_after_the_other(
         count = "select count(*) from pg_stat_activity where position(%s in query) > 0"
         # Whoever counts is one of them.
         assert postgresql.execute(f"{count} and pid <> pg_backend_pid()", [schema_of(database)]) == [(1,)]
+
+
+def test_a_child_has_connections_of_its_own(database: str) -> None:
+    """On its parent's it would read answers to others."""
+    code = f"""
+import os
+from neve.postgres.database import Database
+from neve.registry import parse_address
+
+def process():
+    database = Database.open(parse_address({database!r}))
+    return database.read(lambda connection: connection.execute("select pg_backend_pid()").fetchone()[0])
+
+parents = process()
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.write(writing, str(process()).encode())
+    os._exit(0)
+os.wait()
+assert int(os.read(reading, 100)) != parents == process()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_options_of_the_environment_count(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGOPTIONS", "-c work_mem=5MB")
+    with opened(database) as one:
+        found = one.read(lambda connection: connection.execute("show work_mem").fetchone())
+    assert found == ("5MB",)
+
+
+def test_passwords_are_in_no_representation() -> None:
+    target = target_of(parse_address("postgresql://me:sesame@host/db?password=sesame"))
+    assert "sesame" not in repr(target)
 
 
 def test_more_threads_than_connections(database: str) -> None:

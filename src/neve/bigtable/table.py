@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from neve.bigtable.address import Target
@@ -28,7 +28,7 @@ from neve.bigtable.messages import (
     shown,
     unchanged,
 )
-from neve.errors import LimitExceeded, NeveError, PermissionDenied
+from neve.errors import LimitExceeded, NeveError, PermissionDenied, Unavailable
 from neve.telemetry import LOGGER
 
 T = TypeVar("T")
@@ -187,8 +187,13 @@ class BigTable:
         if len(items) == 1:
             return [do(items[0])]
         results: list[T] = []
-        for start in range(0, len(items), _KEYS_AT_ONCE):
-            results += self._pool.map(do, items[start : start + _KEYS_AT_ONCE])
+        try:
+            for start in range(0, len(items), _KEYS_AT_ONCE):
+                results += self._pool.map(do, items[start : start + _KEYS_AT_ONCE])
+        except (RuntimeError, CancelledError) as error:
+            if self._is_closed:  # What the pool says then.
+                raise Unavailable(f"{self.target.shown}: the connection is closed") from error
+            raise
         return results
 
     def check_writable(self) -> None:

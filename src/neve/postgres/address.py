@@ -7,7 +7,7 @@ They are those of libpq, PostgreSQL's own client library, which also reads its e
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -44,7 +44,7 @@ class Target:
 
     shown: str
     """The address for messages, without passwords and parameters."""
-    conninfo: tuple[tuple[str, str], ...]
+    conninfo: tuple[tuple[str, str], ...] = field(repr=False)
     """libpq's parameters, by name."""
     schema: str
     timeout: float
@@ -82,7 +82,7 @@ def _conninfo(address: Address, place: str) -> tuple[tuple[str, str], ...]:
         # The reason may repeat what is not to be shown.
         reason = str(error).strip() if shown_url(address.url) == address.url else "malformed"
         raise address.refuse(f"PostgreSQL's client library cannot read it: {reason}") from error
-    if "connect_timeout" not in conninfo and not _default("connect_timeout"):
+    if "connect_timeout" not in conninfo and not default("connect_timeout"):
         # The library waits for minutes.
         conninfo["connect_timeout"] = str(_CONNECT_SECONDS)
     if "application_name" not in conninfo:
@@ -90,7 +90,7 @@ def _conninfo(address: Address, place: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(conninfo.items()))
 
 
-def _default(keyword: str) -> str | None:
+def default(keyword: str) -> str | None:
     """What libpq takes where nothing is given: from the environment, or built in."""
     for option in Conninfo.get_defaults():
         if option.keyword.decode() == keyword:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 import time
@@ -15,7 +16,7 @@ from psycopg.pq import TransactionStatus
 
 from neve.errors import NeveError, Unavailable
 from neve.postgres import errors
-from neve.postgres.address import Target, target_of
+from neve.postgres.address import Target, default, target_of
 from neve.postgres.pool import Pool
 from neve.postgres.schema import bring_up_to_date
 from neve.registry import Address
@@ -41,7 +42,8 @@ class Database:
     Connects when first used. Thread-safe. All that ``read`` and ``write`` raise is of ``neve.errors``.
     """
 
-    _opened: ClassVar[dict[Target, Database]] = {}
+    _opened: ClassVar[dict[tuple[int, Target], Database]] = {}
+    """By process, too: a child has none of the connections of its parent."""
     _opened_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, target: Target) -> None:
@@ -49,6 +51,7 @@ class Database:
         self.where = target.shown
         """The address for messages."""
         self._users = 1
+        self._identity = os.getpid(), target
         self._pool = Pool(self._connect, target.pool, target.timeout)
 
     @classmethod
@@ -56,9 +59,10 @@ class Database:
         """The database at an address of ``postgresql``. Raises ``InvalidRequest``."""
         target = target_of(address)
         with cls._opened_lock:
-            found = cls._opened.get(target)
+            found = cls._opened.get((os.getpid(), target))
             if found is None:
-                found = cls._opened[target] = cls(target)
+                found = cls(target)
+                cls._opened[found._identity] = found
             else:
                 found._users += 1
             return found
@@ -69,7 +73,7 @@ class Database:
             self._users -= 1
             if self._users:
                 return
-            self._opened.pop(self.target, None)
+            self._opened.pop(self._identity, None)
         self._pool.close()
 
     def statement(self, text: str) -> bytes:
@@ -138,7 +142,8 @@ class Database:
         milliseconds = max(1, round(self.target.timeout * 1000))
         # Who is stopped in the middle of something must not stop all others.
         ours = f"-c statement_timeout={milliseconds} -c idle_in_transaction_session_timeout={milliseconds}"
-        conninfo["options"] = f"{conninfo.get('options', '')} {ours}".strip()
+        # What is said here counts, and not the environment: so that goes in, too.
+        conninfo["options"] = f"{conninfo.get('options') or default('options') or ''} {ours}".strip()
         connection = _Patient.connect(**conninfo, autocommit=True, client_encoding="utf8")  # type: ignore[arg-type]
         connection.seconds = self.target.timeout + _LATE_SECONDS
         return connection

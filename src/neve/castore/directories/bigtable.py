@@ -90,7 +90,9 @@ class BigtableDirectoryService(DirectoryService):
             size += len(row.cell.value)
             if len(keys) > 1 and 0 < limit < size:
                 return None
-            digest, cell = keys[row.key], row.cell
+            digest, cell = keys.get(row.key), row.cell
+            if digest is None:
+                raise Corrupt(f"Bigtable has sent a row that nobody has asked for: {row.key!r}")
             if b3_digest(cell.value) != digest:
                 raise Corrupt(
                     f"the stored bytes of Directory {format_digest(digest)} do not match its digest"

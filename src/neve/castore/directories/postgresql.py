@@ -71,7 +71,7 @@ class PostgresDirectoryService(DirectoryService):
         start = 0
         while start < len(digests):
             rows = self._portion(digests[start : start + AT_ONCE])
-            for digest, (encoded, _) in zip(digests[start:], rows, strict=False):
+            for digest, (encoded, _) in zip(digests[start : start + len(rows)], rows, strict=True):
                 if encoded is not None and b3_digest(encoded) != digest:
                     raise Corrupt(
                         f"the stored bytes of Directory {format_digest(digest)} do not match its digest"
