@@ -83,7 +83,12 @@ class InodeTable:
 
         Raises ``TooManyInodes``; then none of them counts.
         """
-        records = [_packed(parent, name, node, children) for name, node, children in entries]
+        records = [
+            _FILE.pack(_EXECUTABLE if node[2] else _PLAIN, node[0], node[1])
+            if type(node) is FileNode
+            else _packed(parent, name, node, children)
+            for name, node, children in entries
+        ]
         with self._lock:
             numbers, known, more = [], self._numbers, self._more_lookups
             room = self._limit - len(self._records)
