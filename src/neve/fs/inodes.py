@@ -73,6 +73,11 @@ class InodeTable:
         record = self._records.get(number)
         return record if record is None or isinstance(record, DirectoryInode) else _unpacked(record)
 
+    @property
+    def last(self) -> int:
+        """The number that was given last."""
+        return self._last
+
     def number(self, parent: int, name: bytes, node: Node, children: int = 0) -> int | None:
         """The number of an entry, if the kernel knows it."""
         return self._numbers.get(_packed(parent, name, node, children))

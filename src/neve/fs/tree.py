@@ -172,6 +172,10 @@ class Tree:
             listing = from_held(self._directories, digest, held)
         return listing
 
+    def known(self, digest: Digest) -> Listing | None:
+        """The same, if it is at hand."""
+        return self._directories.cache.get(digest)
+
     def sizes(self, nodes: Sequence[Node], held: Held, below: int) -> list[int | None]:
         """What stat(2) tells as size: of a file its length in bytes, of a symlink that of its target, of a
         directory how many entries it has.
