@@ -9,6 +9,7 @@ from neve.fs.ahead import (
     MOST_BELOW,
     MOST_NEIGHBOURS,
     Neighbours,
+    ReadWalks,
     Streams,
     Walks,
 )
@@ -156,3 +157,65 @@ def test_the_more_is_listed_the_more_is_fetched_below() -> None:
     for number in range(10_000, 20_000, 2):
         walks.listed(number + 1, number)
     assert len(walks._listed) < 2000
+
+
+# Directories that are listed, and then their files are read.
+
+
+def test_who_reads_what_he_lists_is_expected_to_go_on() -> None:
+    reads = ReadWalks()
+    reads.listed(2, 1, has_files=True)
+    reads.made(100, 110, 2, 1)
+    assert not reads.will_read(2)
+    reads.read(105)
+    assert reads.will_read(2)
+    assert reads.is_sure(2)
+    for child in range(3, 3 + 100):
+        first = 100 * child
+        reads.listed(child, 2, has_files=True)
+        reads.made(first, first + 50, child, 2)
+        assert reads.will_read(child)
+        if not reads.is_sure(child):  # Else the kernel may have got all of it, and does not ask.
+            reads.read(first + 49)
+
+
+def test_who_reads_nothing_any_more_is_expected_to_have_stopped() -> None:
+    reads = ReadWalks()
+    reads.listed(2, 1, has_files=True)
+    reads.made(100, 110, 2, 1)
+    reads.read(100)
+    expected = 0
+    for child in range(3, 23):
+        reads.listed(child, 2, has_files=True)
+        reads.made(100 * child, 100 * child + 50, child, 2)
+        expected += reads.will_read(child)
+    assert 0 < expected < 6
+
+
+def test_directories_without_files_say_nothing_about_who_reads() -> None:
+    reads = ReadWalks()
+    reads.listed(2, 1, has_files=True)
+    reads.made(100, 110, 2, 1)
+    reads.read(100)
+    for child in range(3, 103):
+        reads.listed(child, 2, has_files=False)
+        assert reads.is_sure(child)
+
+
+def test_files_that_no_listing_told_of_say_nothing() -> None:
+    reads = ReadWalks()
+    reads.listed(2, 1, has_files=True)
+    reads.made(100, 110, 2, 1)
+    for number in (99, 110):
+        reads.read(number)
+    assert not reads.will_read(2)
+
+
+def test_walks_are_remembered_in_bounded_memory() -> None:
+    reads = ReadWalks()
+    for number in range(2, 20_000):
+        reads.listed(number, number - 1, has_files=True)
+        reads.made(10 * number, 10 * number + 10, number, number - 1)
+        reads.read(10 * number)
+    assert len(reads._trust) < 2000
+    assert len(reads._ranges) < 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from tests.store.substitute.caches import KEY, Cache
 from tests.store.substitute.server import running_server
 
 from .conftest import Stored
-from .mounts import Mount, in_parallel, python, run
+from .mounts import SECONDS, Mount, in_parallel, python, run
 from .samples import LARGE, imported
 
 pytestmark = pytest.mark.fuse
@@ -281,6 +282,47 @@ def test_equal_directories_of_two_packages_lead_back_to_their_own(
     command = (sys.executable, "-c", PARENTS, mount.folder, "2")
     with in_parallel(*command, *names) as one, in_parallel(*command, *reversed(names)) as other:
         assert one.communicate()[0] == other.communicate()[0] == "0\n"
+
+
+SUMS = """
+import hashlib, os, sys
+digest = hashlib.sha256()
+for folder, folders, files in os.walk(sys.argv[1]):
+    folders.sort()
+    for name in sorted(files):
+        with open(os.path.join(folder, name), "rb") as file:
+            digest.update(name.encode() + file.read())
+print(digest.hexdigest())
+"""
+
+
+def test_several_who_walk_through_trees_with_the_same_files(
+    tmp_path: Path, mounted: Callable[..., Mount]
+) -> None:
+    """Files are sent to the kernel while somebody else reads them by another name."""
+    store = f"local://{tmp_path}/store"
+    names, sums = [], []
+    for tree_number in range(2):
+        tree = tmp_path / f"tree-{tree_number}"
+        for folder in range(30):
+            below = tree / f"folder-{folder:02d}" / "below"
+            below.mkdir(parents=True)
+            for number in range(20):
+                content = (folder if tree_number else 29 - folder, number)
+                (below / f"file-{number:02d}").write_text(f"{content}\n" * 3000)
+                (below.parent / f"file-{number:02d}").write_text(f"{content[0]}\n" * number)
+        names.append(imported(store, tree))
+        sums.append(python(SUMS, tree).stdout)
+    mount = mounted(store)
+    for _ in range(5):
+        with contextlib.suppress(PermissionError):
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+        with contextlib.ExitStack() as stack:
+            command = (sys.executable, "-c", SUMS)
+            readers = [
+                stack.enter_context(in_parallel(*command, mount.path(name))) for name in [*names, *names]
+            ]
+            assert [reader.communicate(timeout=SECONDS)[0] for reader in readers] == [*sums, *sums]
 
 
 def test_over_a_daemon(stored: Stored, tmp_path: Path, mounted: Callable[..., Mount]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _SWITCH_SECONDS = 0.0005
 """How long a thread that decodes Directories keeps one waiting that has a request to answer."""
+
+_COLLECT_AFTER = 50_000
+"""New objects before Python looks for cycles among them. What a file system keeps has none, and there may be
+hundreds of thousands of them to look at in vain."""
 
 _END_SECONDS = 2.0
 """How long what is under way may take at the end. It is read only: nothing is lost."""
@@ -64,11 +69,14 @@ def session_options(who: str) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def shown(store: Store) -> Tree:
-    """The tree of a store's paths; from now on, who has a request to answer has his turn soon."""
+    """The tree of a store's paths; from now on, who has a request to answer has his turn soon, whatever is
+    decoded or collected meanwhile."""
     from neve.fs.tree import Tree
     from neve.store.root_nodes import PathInfoRoots
 
     sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
     return Tree(store.blobs, store.directories, PathInfoRoots(store.path_infos))
 
 

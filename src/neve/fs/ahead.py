@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable
 from typing import Final, NamedTuple
 
 _FILES = 64
@@ -27,6 +27,12 @@ in the kernel's caches already."""
 FIRST_BELOW: Final = 128
 MOST_BELOW: Final = 16 * 1024
 _LISTED = 1024
+
+_TRUST, _SURE = 4, 3
+"""So many directories, one after the other, may have files of which none is read before it is taken back that
+files are read after listings; and so many more must be left that one need not look."""
+_RANGES = 64
+"""Listings of which it is remembered what inodes they made."""
 
 
 class _Stream:
@@ -166,3 +172,59 @@ class Walks:
             while len(self._listed) > _LISTED:
                 self._listed.popitem(last=False)
             return nodes
+
+
+class ReadWalks:
+    """Directories whose files are read after they have been listed, by the numbers of inodes. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._trust: OrderedDict[int, int] = OrderedDict()
+        self._ranges: deque[tuple[int, int, int, int]] = deque(maxlen=_RANGES)
+        self._near: frozenset[Hashable] = frozenset()
+        self._lock = threading.Lock()
+
+    def listed(self, number: int, parent: int, *, has_files: bool) -> None:
+        """Notes that somebody begins to list a directory. Of it is expected what is known of its parent."""
+        with self._lock:
+            trust = self._trust.get(parent, 0)
+            self._set(number, trust)
+            if has_files and trust:
+                self._set(parent, trust - 1)
+
+    def made(self, first: int, stop: int, number: int, parent: int) -> None:
+        """Notes that by a listing of the directory the kernel gets to know inodes from ``first`` to before
+        ``stop``."""
+        if first < stop:
+            with self._lock:
+                self._ranges.appendleft((first, stop, number, parent))
+
+    def read(self, number: int) -> None:
+        """Notes that a file is read."""
+        with self._lock:
+            for first, stop, directory, parent in self._ranges:
+                if first <= number < stop:
+                    self._set(directory, _TRUST)
+                    self._set(parent, _TRUST)
+                    return
+
+    def will_read(self, number: int) -> bool:
+        """Whether the files of a directory are expected to be read."""
+        return self._trust.get(number, 0) > 0
+
+    def is_sure(self, number: int) -> bool:
+        """Whether that has been seen so lately that it need not be seen here."""
+        return self._trust.get(number, 0) >= _SURE
+
+    def are_near(self, directories: Iterable[Hashable]) -> None:
+        """Notes that enough is fetched ahead, until a directory is listed that is none of these."""
+        self._near = frozenset(directories)
+
+    def is_near(self, directory: Hashable) -> bool:
+        """Whether nothing has to be fetched yet when it is listed."""
+        return directory in self._near
+
+    def _set(self, number: int, trust: int) -> None:
+        self._trust[number] = trust
+        self._trust.move_to_end(number)
+        while len(self._trust) > _LISTED:
+            self._trust.popitem(last=False)

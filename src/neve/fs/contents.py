@@ -55,22 +55,47 @@ class Contents:
         self, node: FileNode, neighbours: Iterable[FileNode], unasked: Unasked | None
     ) -> NotAtHand:
         """What to raise for a file of which the neighbours are wanted soon."""
-        along = self._new([node, *neighbours])[1:]
+        along = self._new(neighbours, _NEIGHBOURS_BYTES - node.size)
         return NotAtHand(self._small, [node], along, unasked)
 
     def small_ahead(self, nodes: Iterable[FileNode], loads: Loads, unasked: Unasked | None) -> None:
         """Fetches files that are wanted soon."""
-        loads.fetch_ahead(self._small, self._new(nodes), unasked)
+        loads.fetch_ahead(self._small, self._new(nodes, _NEIGHBOURS_BYTES), unasked)
 
-    def _new(self, nodes: Iterable[FileNode]) -> list[FileNode]:
-        """Those that are small and not at hand, the first in any case, and together not too long."""
-        found: list[FileNode] = []
+    def several_ahead(self, nodes: Iterable[FileNode], loads: Loads) -> None:
+        """Fetches those of some small files that are not at hand, a few by each thread."""
+        group: list[FileNode] = []
         total = 0
         for node in nodes:
-            if found and (node.size > WHOLE_FILE_LIMIT or not node.size or node.digest in self._cache):
+            if node.digest not in self._cache:
+                group.append(node)
+                total += node.size
+            if total >= _NEIGHBOURS_BYTES:
+                loads.fetch_ahead(self._small, group)
+                group, total = [], 0
+        if group:
+            loads.fetch_ahead(self._small, group)
+
+    def some_at_hand(self, nodes: Iterable[FileNode], most_bytes: int) -> list[tuple[FileNode, bytes]]:
+        """Those of some small files that are at hand, with their contents: of up to so many bytes."""
+        found: list[tuple[FileNode, bytes]] = []
+        for node in nodes:
+            data = self.small_at_hand(node)
+            if data is not None:
+                most_bytes -= len(data)
+                if most_bytes < 0:
+                    break
+                found.append((node, data))
+        return found
+
+    def _new(self, nodes: Iterable[FileNode], most_bytes: int) -> list[FileNode]:
+        """Those that are small and not at hand, and together not too long."""
+        found: list[FileNode] = []
+        for node in nodes:
+            if node.size > WHOLE_FILE_LIMIT or not node.size or node.digest in self._cache:
                 continue
-            total += node.size
-            if found and total > _NEIGHBOURS_BYTES:
+            most_bytes -= node.size
+            if most_bytes < 0:
                 break
             found.append(node)
         return found

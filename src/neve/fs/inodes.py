@@ -73,6 +73,11 @@ class InodeTable:
         record = self._records.get(number)
         return record if record is None or isinstance(record, DirectoryInode) else _unpacked(record)
 
+    @property
+    def last(self) -> int:
+        """The number that was given last."""
+        return self._last
+
     def number(self, parent: int, name: bytes, node: Node, children: int = 0) -> int | None:
         """The number of an entry, if the kernel knows it."""
         return self._numbers.get(_packed(parent, name, node, children))
@@ -83,7 +88,12 @@ class InodeTable:
 
         Raises ``TooManyInodes``; then none of them counts.
         """
-        records = [_packed(parent, name, node, children) for name, node, children in entries]
+        records = [
+            _FILE.pack(_EXECUTABLE if node[2] else _PLAIN, node[0], node[1])
+            if type(node) is FileNode
+            else _packed(parent, name, node, children)
+            for name, node, children in entries
+        ]
         with self._lock:
             numbers, known, more = [], self._numbers, self._more_lookups
             room = self._limit - len(self._records)

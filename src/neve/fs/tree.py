@@ -172,6 +172,10 @@ class Tree:
             listing = from_held(self._directories, digest, held)
         return listing
 
+    def known(self, digest: Digest) -> Listing | None:
+        """The same, if it is at hand."""
+        return self._directories.cache.get(digest)
+
     def sizes(self, nodes: Sequence[Node], held: Held, below: int) -> list[int | None]:
         """What stat(2) tells as size: of a file its length in bytes, of a symlink that of its target, of a
         directory how many entries it has.
@@ -179,19 +183,15 @@ class Tree:
         None for a Directory that is better asked for alone: it is damaged, or so much is below it that
         it may be long. If any must be fetched, so are up to ``below`` nodes below them.
         """
-        sizes: list[int | None] = []
+        sizes: list[int | None] = [node[1] if type(node) is FileNode else len(node[0]) for node in nodes]
         wanted: dict[Digest, None] = {}
         fetched = nodes_ahead = 0
-        for node in nodes:
-            if type(node) is FileNode:
-                sizes.append(node[1])
-                continue
-            if not isinstance(node, DirectoryNode):
-                sizes.append(len(node[0]))
+        for place, node in enumerate(nodes):
+            if type(node) is not DirectoryNode:
                 continue
             key = self._directories, node.digest
             known = held.get(key) or self._directories.cache.get(node.digest)
-            sizes.append(len(known) if isinstance(known, Listing) else None)
+            sizes[place] = len(known) if isinstance(known, Listing) else None
             if key not in held and known is not None:
                 continue
             if fetched < _CHILDREN_AT_ONCE and nodes_ahead + node.size <= _NODES_AHEAD:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from neve.fs.fuse.device import Device
 from neve.fs.fuse.mounting import MountOptions, mount, unmount
+from neve.fs.fuse.opcodes import InitFlag, Opcode
+from neve.fs.fuse.protocol import decode_header
 from neve.fs.fuse.session import Reply, Session, SessionOptions
 from neve.fs.tree import Tree
 from neve.store.root_nodes import PathInfoRoots
@@ -23,6 +26,9 @@ from tests.store.helpers import memory_services, stored
 from .conftest import EVENTS, NAME, PATH, put_path
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "fuse.json"
+
+_FLAGS_PLACE = 40 + 12
+"""Where the flags are in an INIT."""
 
 LOOK = """
 import os, sys
@@ -48,18 +54,28 @@ class Recording(Session):
     def __init__(self, tree: Tree, options: SessionOptions) -> None:
         super().__init__(tree, options)
         self.exchanges: list[dict[str, str]] = []
+        self.hides_plus = False
+        """Whether it does not get to know that the kernel can READDIRPLUS."""
 
     def may_notify(self, send: Reply) -> None:
         """Not here: when such messages come depends on how fast whoever reads is."""
 
     def handle(self, request: bytes | memoryview, reply: Reply) -> None:
-        asked = bytes(request).hex()
+        asked = self._seen(bytes(request)).hex()
 
         def noted(parts: Sequence[bytes | memoryview]) -> None:
             self.exchanges.append({"request": asked, "reply": b"".join(parts).hex()})
             reply(parts)
 
-        super().handle(request, noted)
+        super().handle(bytes.fromhex(asked), noted)
+
+    def _seen(self, request: bytes) -> bytes:
+        """A request as this session is to see it."""
+        if not self.hides_plus or decode_header(request).opcode != Opcode.INIT:
+            return request
+        (flags,) = struct.unpack_from("<I", request, _FLAGS_PLACE)
+        flags &= ~InitFlag.DO_READDIRPLUS
+        return request[:_FLAGS_PLACE] + struct.pack("<I", flags) + request[_FLAGS_PLACE + 4 :]
 
 
 def main() -> None:
@@ -67,6 +83,16 @@ def main() -> None:
     put_path(services, PATH, stored(services, EVENTS))
     tree = Tree(services.blobs, services.directories, PathInfoRoots(services.path_infos))
     session = Recording(tree, SessionOptions(threads=1, list_root=True))
+    record(session)
+    session.hides_plus = True
+    record(session)
+    session.close()
+    lines = ",\n".join(map(json.dumps, session.exchanges))
+    VECTORS.write_text(f"[\n{lines}\n]\n")
+
+
+def record(session: Recording) -> None:
+    """One mount, and what a process sees of it."""
     with tempfile.TemporaryDirectory() as folder:
         mounted = mount(Path(folder), MountOptions())
         device = Device(mounted.fd, session, 1)
@@ -79,9 +105,6 @@ def main() -> None:
         finally:
             unmount(mounted)
         device.wait()
-    session.close()
-    lines = ",\n".join(map(json.dumps, session.exchanges))
-    VECTORS.write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,6 @@ def test_init_takes_what_is_offered_and_wanted(asker: Asker) -> None:
     wanted = [
         "ASYNC_READ",
         "DO_READDIRPLUS",
-        "READDIRPLUS_AUTO",
         "PARALLEL_DIROPS",
         "MAX_PAGES",
         "CACHE_SYMLINKS",

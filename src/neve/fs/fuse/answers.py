@@ -190,6 +190,7 @@ class Answers:
     def _small(self, request: Request, node: FileNode) -> bytes:
         """A small file, and those that were listed after it: they may be read after it too."""
         contents, kernel, number = self._tree.contents, request.kernel, request.header.node
+        kernel.read_walks.read(number)
         data = kernel.being_sent.get(node.digest) or contents.small_at_hand(node)
         if data is not None:
             following = kernel.neighbours.used(number)
@@ -282,22 +283,17 @@ def _fitting(value: bytes, room: int) -> Parts:
 def _sending(kernel: Kernel, files: Sequence[tuple[int, FileNode]], middle: int) -> Unasked | None:
     """What becomes of files that are fetched ahead: they are sent to the kernel. Only the one from ``middle``
     on is not: when the kernel asks for it, it is time to fetch the next ones."""
-    send = kernel.send
-    if send is None or len(files) < _SENT_FROM:
+    if kernel.send is None or len(files) < _SENT_FROM:
         return None
     numbers = {node: number for number, node in files}
-    asked = [node for number, node in files if number >= middle]
-    for node in asked[:1]:
-        del numbers[node]
+    for number, node in files:
+        if number >= middle and 0 < node.size <= WHOLE_FILE_LIMIT:
+            del numbers[node]
+            break
 
     def send_one(node: FileNode, data: bytes) -> None:
         number = numbers.get(node)
         if number is not None:
-            # The kernel may ask for it in this very moment, and wait for the answer before it takes this.
-            kernel.being_sent[node.digest] = data
-            try:
-                send(protocol.notify_store(number, data))
-            finally:
-                kernel.being_sent.pop(node.digest, None)
+            kernel.store(number, node.digest, data)
 
     return send_one

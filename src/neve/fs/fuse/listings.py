@@ -28,6 +28,7 @@ from neve.fs.fuse.answers import (
 )
 from neve.fs.fuse.protocol import Read
 from neve.fs.fuse.request import Parts, Request
+from neve.fs.fuse.walking import Walking
 from neve.fs.inodes import ROOT
 from neve.fs.loads import Loads
 from neve.fs.tree import Listing, Tree
@@ -56,6 +57,7 @@ class Listings:
         self._tree = tree
         self._loads = loads
         self._answers = answers
+        self._walking = Walking(tree, loads)
         self._roots = _RootListings()
 
     def readdir(self, request: Request) -> Parts:
@@ -77,6 +79,7 @@ class Listings:
             self._tree.read_ahead(directory.digest, self._loads)
         listing = self._tree.directory(directory.digest, request.held)
         if wanted.offset >= len(listing) + 2:
+            self._walking.ended(request)
             return ()
         entries = _Entries(room, plus=plus)
         entries.add_dots(wanted.offset, request.header.node, directory.parent)
@@ -101,18 +104,22 @@ class Listings:
     def _add_plus(self, entries: _Entries, request: Request, listing: Listing, start: int, stop: int) -> None:
         chosen = listing.entries[start:stop]
         sizes: Sequence[int | None] = [None] * len(chosen)
-        number, kernel = request.header.node, request.kernel
+        number, kernel, directory = request.header.node, request.kernel, directory_of(request)
         if len(kernel.inodes) < INODES_BY_LISTING:
-            below = kernel.walks.listed(number, directory_of(request).parent)
+            below = kernel.walks.listed(number, directory.parent)
             sizes = self._tree.sizes([node for _, node in chosen], request.held, below)
         known = [
             (name, node, size) for (name, node), size in zip(chosen, sizes, strict=True) if size is not None
         ]
         request.settle()
+        last = kernel.inodes.last
         try:
             numbers = iter(kernel.inodes.remember(number, known))
         except LimitExceeded:
             sizes, numbers = [None] * len(chosen), iter(())
+        kernel.read_walks.made(last + 1, kernel.inodes.last + 1, number, directory.parent)
+        if not start:
+            self._walking.begun(request, directory, chosen)
         append, encode = entries.parts.append, protocol.direntplus
         for following, (name, node), size in zip(itertools.count(start + 3), chosen, sizes, strict=False):
             kind = type(node)

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from neve.fs.ahead import Neighbours, Walks
+from neve.castore.digest import Digest
+from neve.fs.ahead import Neighbours, ReadWalks, Walks
+from neve.fs.fuse import protocol
 from neve.fs.fuse.opcodes import InitFlag
 from neve.fs.fuse.protocol import Header
 from neve.fs.inodes import MAX_INODES, InodeTable
@@ -31,8 +33,20 @@ class Kernel:
         self.inodes = InodeTable(MAX_INODES if send is None else sys.maxsize)
         self.neighbours = Neighbours()
         self.walks = Walks()
+        self.read_walks = ReadWalks()
         self.opens_files = not flags & InitFlag.NO_OPEN_SUPPORT
         self.opens_directories = not flags & InitFlag.NO_OPENDIR_SUPPORT
+
+    def store(self, number: int, digest: Digest, data: bytes) -> None:
+        """Sends the contents of a file, if there is a way."""
+        if self.send is None:
+            return
+        # The kernel may ask for it in this very moment, and wait for the answer before it takes this.
+        self.being_sent[digest] = data
+        try:
+            self.send(protocol.notify_store(number, data))
+        finally:
+            self.being_sent.pop(digest, None)
 
 
 class Overtaken(Exception):  # noqa: N818 - not an error

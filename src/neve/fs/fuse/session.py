@@ -54,7 +54,6 @@ _TOLD_SECONDS, _REMEMBERED = 10.0, 256
 _WANTED = (
     InitFlag.ASYNC_READ
     | InitFlag.DO_READDIRPLUS
-    | InitFlag.READDIRPLUS_AUTO
     | InitFlag.NO_OPEN_SUPPORT
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
