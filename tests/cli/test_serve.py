@@ -16,7 +16,7 @@ from neve.cli.serve import LIMIT_HELP
 from neve.http_cache.limits import Limits
 from neve.http_cache.run import CacheOptions
 from neve.http_cache.settings import Settings, from_json, to_json
-from neve.http_cache.tokens import PULL, PUSH, TokenFile
+from neve.http_cache.tokens import PULL, PUSH, TokenFile, read_tokens
 from neve.nix.signing import SecretKey
 from neve.serving.main import WorkerStart
 from neve.serving.tls import Tls, TlsFiles
@@ -223,6 +223,44 @@ def test_tokens_in_a_file(neve: Neve, tmp_path: Path) -> None:
     before = path.read_text()
     assert "has a token named ci already" in neve("token", "ci", "--file", path).failure
     assert path.read_text() == before
+
+
+def test_a_token_whose_writer_has_died_locks_nobody_out(neve: Neve, tmp_path: Path) -> None:
+    """Wherever it was killed: the file is one that a server takes, and takes the same token again."""
+    path = tmp_path / "tokens"
+    neve("token", "old", "--file", path)
+    before = path.read_bytes()
+    neve("token", "new", "--file", path)
+    added = path.read_bytes()[len(before) :]
+    for end in range(1, len(added) + 1):
+        path.write_bytes(before + b"#" + added[1:end])
+        assert [token.name for token in read_tokens(str(path))] == ["old"]
+        assert neve("token", "new", "--file", path).code == 0
+        assert [token.name for token in read_tokens(str(path))] == ["old", "new"]
+
+
+def test_a_token_is_none_before_its_line_is_on_the_disk(
+    neve: Neve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tokens"
+    seen: list[tuple[str, ...]] = []
+    real = os.fsync
+
+    def sync(fd: int) -> None:
+        seen.append(tuple(token.name for token in read_tokens(str(path))))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    assert neve("token", "ci", "--file", path).code == 0
+    assert seen == [(), ("ci",)]
+
+
+def test_tokens_of_several_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    command = [sys.executable, "-m", "neve.cli", "token"]
+    started = [subprocess.Popen([*command, f"name-{n}", "--file", path]) for n in range(4)]
+    assert [each.wait() for each in started] == [0] * 4
+    assert {token.name for token in read_tokens(str(path))} == {f"name-{n}" for n in range(4)}
 
 
 def test_tokens_that_cannot_be(neve: Neve, tmp_path: Path) -> None:
