@@ -151,7 +151,6 @@ def test_wrong_usage(neve: Neve, given: Given, arguments: list[str], complaint: 
         (["--token-file", "noise"], "token file"),
         (["--tls-cert", "none"], "--tls-key is missing"),
         (["--tls-cert", "none", "--tls-key", "none"], "--tls-cert none: No such file"),
-        (["--workers", "2", "--store", "memory://"], "one process only"),
     ],
 )
 def test_what_is_wrong_with_files(
@@ -165,9 +164,16 @@ def test_what_is_wrong_with_files(
     monkeypatch.chdir(tmp_path)
     Path("public").write_text(KEY.public_key().render())
     Path("noise").write_bytes(b"\xff secret noise")
-    failure = neve("serve", *arguments).failure
-    assert complaint in failure
-    assert "secret noise" not in failure
+    result = neve("serve", *arguments)
+    assert (result.code, given) == (2, [])  # A service manager need not try again.
+    assert complaint in result.err
+    assert "secret noise" not in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_what_may_pass_is_a_failure(neve: Neve, given: Given) -> None:
+    assert "one process only" in neve("serve", "--workers", "2", "--store", "memory://").failure
+    assert "Input/output error" in neve("serve", "--sign-key", "/proc/self/mem").failure
     assert given == []
 
 
