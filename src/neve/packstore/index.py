@@ -231,12 +231,13 @@ class Index:
 
         return self._read(look_up)
 
-    def raw_many(self, table: int, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Like ``get_many``, without decoding: for a check that knows what to expect."""
+    def raw_many(self, table: int, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of ``keys`` as they are, None of those that are not there: for a check that knows what
+        to expect."""
 
-        def look_up(txn: Txn) -> dict[bytes, bytes]:
+        def look_up(txn: Txn) -> list[bytes | None]:
             get, db = txn.get, self._dbs[table]
-            return {key: value for key in keys if (value := get(key, db=db)) is not None}
+            return [get(key, None, db) for key in keys]
 
         return self._read(look_up)
 
