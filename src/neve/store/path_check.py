@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from neve.castore.digest import Digest, b3_digest, format_digest
@@ -36,11 +36,10 @@ class _Below:
     def __contains__(self, digest: Digest) -> bool:
         return digest in self._bad or digest in self._whole
 
-    def __setitem__(self, digest: Digest, bad: frozenset[Digest]) -> None:
-        if bad:
-            self._bad[digest] = bad
-        else:
-            self._whole.add_new([digest])
+    def add(self, found: Mapping[Digest, frozenset[Digest]]) -> None:
+        """What is bad at or below Directories that are new."""
+        self._bad |= {digest: bad for digest, bad in found.items() if bad}
+        self._whole.add_new([digest for digest, bad in found.items() if not bad])
 
     def __getitem__(self, digest: Digest) -> frozenset[Digest]:
         return self._bad.get(digest, _NOTHING)
@@ -134,8 +133,11 @@ class PathCheck:
             for digest, directory in self._pending.items()
         }
         absent = self._absent(list(chain.from_iterable(files.values())))
+        found: dict[Digest, frozenset[Digest]] = {}
         for digest, directory in self._pending.items():
-            self._below[digest] = self._bad_in(digest, directory, self._files(files[digest], absent))
+            bad = self._files(files[digest], absent)
+            found[digest] = self._bad_in(digest, directory, bad, found)
+        self._below.add(found)
         self._pending = {}
         self._pending_files = 0
 
@@ -151,16 +153,22 @@ class PathCheck:
         except NeveError as error:
             directory, what = None, str(error)
         if directory is None:
-            self._below[digest] = self._note(digest, "Directory", what)
+            self._below.add({digest: self._note(digest, "Directory", what)})
         else:
             stack.append((digest, directory, [child.digest for _, child in directory.directories()]))
 
-    def _bad_in(self, digest: Digest, directory: Directory, bad: frozenset[Digest]) -> frozenset[Digest]:
+    def _bad_in(
+        self,
+        digest: Digest,
+        directory: Directory,
+        bad: frozenset[Digest],
+        found: Mapping[Digest, frozenset[Digest]],
+    ) -> frozenset[Digest]:
+        """Of its files it is known what is ``bad``, of what is below it that is ``found``, or was before."""
         if digest in self._what:
             bad |= self._note(digest, "Directory", self._what[digest])
-        for _, child in directory.directories():
-            if below := self._below[child.digest]:
-                bad |= below
+        for _, child in directory.directories() if self._what else ():
+            bad |= found.get(child.digest) or self._below[child.digest]
         return bad or _NOTHING
 
     def _absent(self, nodes: Sequence[FileNode]) -> frozenset[Digest]:
@@ -179,6 +187,8 @@ class PathCheck:
 
     def _files(self, nodes: Sequence[FileNode], absent: frozenset[Digest]) -> frozenset[Digest]:
         bad = _NOTHING
+        if not self._what and not self._read_blobs:  # Nothing is wrong with the others.
+            nodes = [node for node in nodes if node.size > WHOLE_FILE_LIMIT]
         for node in nodes:
             if node.digest in absent:
                 bad |= {node.digest}
