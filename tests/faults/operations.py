@@ -177,23 +177,26 @@ def _group(world: World, folder: Path) -> Action:
         for thread in threads:
             thread.join()
         services.close()
-        for error in errors:
-            raise error
+        if errors:
+            raise ExceptionGroup("some have failed", errors)
 
     return _telling(work)
 
 
 def _telling(work: Callable[[], None]) -> Action:
-    """Like a command: what it fails of is told."""
+    """Like a command: what it fails of is told. Of several that did something at once, one learns the reason,
+    the others perhaps only that something has failed."""
 
     def action() -> int:
+        failed = False
         try:
             work()
-        except NeveError as error:
-            print(f"neve: {error}", file=sys.stderr)
-            print(f"FAILED {type(error).__module__}.{type(error).__name__}", file=sys.stderr)
-            return 1
-        return 0
+        except* NeveError as group:
+            failed = True
+            for error in group.exceptions:
+                print(f"neve: {error}", file=sys.stderr)
+                print(f"FAILED {type(error).__module__}.{type(error).__name__}", file=sys.stderr)
+        return int(failed)
 
     return action
 
