@@ -365,6 +365,26 @@ def test_what_was_taken_before_it_could_be_locked_is_made_again(
     assert os.listdir(folder) == ["out"]
 
 
+@pytest.mark.parametrize("kind", ["tree", "file"])
+def test_without_descriptors_nothing_is_left(
+    services: Services, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    root = store_tree(services) if kind == "tree" else import_large(services)
+    real, left = os.dup, [1]
+
+    def dup(fd: int) -> int:
+        if left:
+            left.pop()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(fd)
+
+    with leaving_nothing_open(), monkeypatch.context() as patch:
+        patch.setattr(os, "dup", dup)
+        with pytest.raises(Unavailable, match="Too many open files"):
+            export_to(services, root, folder / "out")
+    assert os.listdir(folder) == []
+
+
 def test_where_nothing_can_be_locked_nothing_is_removed(
     services: Services, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,20 +59,24 @@ class Temporary:
                     if not _remove_left(self._parent, self.name):
                         break
                 else:
-                    self._is_link = made < 0
-                    if self._is_link or self._holds(made):
+                    if self._holds(made):
                         return made
-                    os.close(made)
         raise AssertionError("there is no end of numbers")
 
     def _holds(self, made: int) -> bool:
         """Locks what was made. False if somebody has taken it for something left before that."""
+        self._is_link = made < 0
+        if self._is_link:
+            return True
         with contextlib.suppress(OSError):  # No locks there: nobody removes anything.
             fcntl.flock(made, fcntl.LOCK_EX)
-        if not _is_at(made, self._parent, self.name):
-            return False
-        self._held = os.dup(made)
-        return True
+        try:
+            if _is_at(made, self._parent, self.name):
+                self._held = os.dup(made)
+        finally:
+            if self._held < 0:
+                os.close(made)
+        return self._held >= 0
 
 
 def _is_at(fd: int, parent: int, name: bytes) -> bool:
