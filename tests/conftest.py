@@ -92,6 +92,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "manual": lambda: _program("groff"),
     "nix": lambda: _program("nix-store"),
     "postgresql": _postgresql,
+    "prometheus": lambda: _program("promtool"),
     "qemu": _guests,
     "root": _mounts,
     "seccomp": seccomp.missing,

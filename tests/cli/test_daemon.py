@@ -137,8 +137,6 @@ def test_wrong_usage(neve: Neve, given: Given, arguments: list[str], complaint: 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--tls-cert", "/none"], "--tls-key is missing"),
-        (["--tls-cert", "/none", "--tls-key", "/none"], "--tls-cert /none: No such file"),
         (["--workers", "2", "--store", "memory://"], "memory:// exists in one process only"),
         (["--workers", "2", "--store", "local://"], "name a folder, local:///srv/neve"),
         (["--workers", "2", "--path-info-service-addr", "memory://"], "cannot be shared by several workers"),
@@ -154,6 +152,24 @@ def test_wrong_usage(neve: Neve, given: Given, arguments: list[str], complaint: 
 )
 def test_failures(neve: Neve, arguments: list[str], complaint: str) -> None:
     assert complaint in neve("daemon", *arguments).failure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--tls-cert", "/none"], "--tls-key is missing"),
+        (["--tls-cert", "/none", "--tls-key", "/none"], "--tls-cert /none: No such file"),
+        (["--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "--tls-cert /dev/null: "),
+    ],
+)
+def test_what_is_wrong_with_certificates_is_wrong_usage(
+    neve: Neve, arguments: list[str], complaint: str
+) -> None:
+    """A service manager need not try again."""
+    result = neve("daemon", *arguments)
+    assert result.code == 2
+    assert complaint in result.err
+    assert result.err.count("\n") == 1
 
 
 def test_sizes() -> None:

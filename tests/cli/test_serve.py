@@ -16,7 +16,7 @@ from neve.cli.serve import LIMIT_HELP
 from neve.http_cache.limits import Limits
 from neve.http_cache.run import CacheOptions
 from neve.http_cache.settings import Settings, from_json, to_json
-from neve.http_cache.tokens import PULL, PUSH, TokenFile
+from neve.http_cache.tokens import PULL, PUSH, TokenFile, read_tokens
 from neve.nix.signing import SecretKey
 from neve.serving.main import WorkerStart
 from neve.serving.tls import Tls, TlsFiles
@@ -151,7 +151,6 @@ def test_wrong_usage(neve: Neve, given: Given, arguments: list[str], complaint: 
         (["--token-file", "noise"], "token file"),
         (["--tls-cert", "none"], "--tls-key is missing"),
         (["--tls-cert", "none", "--tls-key", "none"], "--tls-cert none: No such file"),
-        (["--workers", "2", "--store", "memory://"], "one process only"),
     ],
 )
 def test_what_is_wrong_with_files(
@@ -165,9 +164,16 @@ def test_what_is_wrong_with_files(
     monkeypatch.chdir(tmp_path)
     Path("public").write_text(KEY.public_key().render())
     Path("noise").write_bytes(b"\xff secret noise")
-    failure = neve("serve", *arguments).failure
-    assert complaint in failure
-    assert "secret noise" not in failure
+    result = neve("serve", *arguments)
+    assert (result.code, given) == (2, [])  # A service manager need not try again.
+    assert complaint in result.err
+    assert "secret noise" not in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_what_may_pass_is_a_failure(neve: Neve, given: Given) -> None:
+    assert "one process only" in neve("serve", "--workers", "2", "--store", "memory://").failure
+    assert "Input/output error" in neve("serve", "--sign-key", "/proc/self/mem").failure
     assert given == []
 
 
@@ -223,6 +229,44 @@ def test_tokens_in_a_file(neve: Neve, tmp_path: Path) -> None:
     before = path.read_text()
     assert "has a token named ci already" in neve("token", "ci", "--file", path).failure
     assert path.read_text() == before
+
+
+def test_a_token_whose_writer_has_died_locks_nobody_out(neve: Neve, tmp_path: Path) -> None:
+    """Wherever it was killed: the file is one that a server takes, and takes the same token again."""
+    path = tmp_path / "tokens"
+    neve("token", "old", "--file", path)
+    before = path.read_bytes()
+    neve("token", "new", "--file", path)
+    added = path.read_bytes()[len(before) :]
+    for end in range(1, len(added) + 1):
+        path.write_bytes(before + b"#" + added[1:end])
+        assert [token.name for token in read_tokens(str(path))] == ["old"]
+        assert neve("token", "new", "--file", path).code == 0
+        assert [token.name for token in read_tokens(str(path))] == ["old", "new"]
+
+
+def test_a_token_is_none_before_its_line_is_on_the_disk(
+    neve: Neve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tokens"
+    seen: list[tuple[str, ...]] = []
+    real = os.fsync
+
+    def sync(fd: int) -> None:
+        seen.append(tuple(token.name for token in read_tokens(str(path))))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    assert neve("token", "ci", "--file", path).code == 0
+    assert seen == [(), ("ci",)]
+
+
+def test_tokens_of_several_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    command = [sys.executable, "-m", "neve.cli", "token"]
+    started = [subprocess.Popen([*command, f"name-{n}", "--file", path]) for n in range(4)]
+    assert [each.wait() for each in started] == [0] * 4
+    assert {token.name for token in read_tokens(str(path))} == {f"name-{n}" for n in range(4)}
 
 
 def test_tokens_that_cannot_be(neve: Neve, tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def test_services_tell_how_they_are(unit: str) -> None:
     assert values(unit, "Type") == ["notify"]
     assert values(unit, "WatchdogSec") == ["60"]
     assert values(unit, "NoNewPrivileges") == ["yes"]
+    # Wrong usage: it would be as wrong the next time.
+    assert values(unit, "RestartPreventExitStatus") == ["2"]
     # The grace time, what comes after it, and a little more.
     assert int(values(unit, "TimeoutStopSec")[0]) >= 30 + 10
 

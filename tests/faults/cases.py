@@ -60,8 +60,7 @@ class Sweep:
                 yield Fault(at, Way.FULL, errno.ENOSPC)
             if call.kind is Kind.WRITE and call.size > 1:
                 yield Fault(at, Way.SHORT)
-                if self._operation.torn:
-                    yield Fault(at, Way.TORN)
+                yield Fault(at, Way.TORN)
 
     def check(self, fault: Fault) -> None:
         """Raises ``AssertionError`` if something does not hold that must."""
@@ -154,7 +153,6 @@ class Sweep:
     def _check_leftovers(self) -> None:
         """What has failed has left nothing that lasts, but for what is bounded."""
         names, size = self._listing()
-        names = {name for name in names if not re.match(self._operation.may_leave, name)}
         usual, usual_size = self._usual
         strangers = sorted(
             name for name in names if _NUMBERS.sub("#", name) not in {_NUMBERS.sub("#", one) for one in usual}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -21,6 +22,9 @@ from neve.http_cache.tokens import read_tokens
 from neve.packstore.layout import PACKS_DIR, pack_name
 from neve.packstore.location import offset_of, pack_of
 from neve.packstore.store import PackStore
+from neve.packstore.uses import lasting_uses
+from neve.store.gc.collect import collect_garbage
+from neve.store.gc.rules import Rules
 from neve.store.pins import pins_of
 from neve.store.services import open_services
 from neve.store.signing import read_secret_key
@@ -65,10 +69,6 @@ class Operation:
     """What it begins with is."""
     once: bool = False
     """Where it has been done, it is refused."""
-    may_leave: str = "(?!)"
-    """A pattern of what stays when it is killed, and is in nobody's way."""
-    torn: bool = True
-    """It is made to withstand a death within a write."""
 
 
 THREADS, TURNS = 4, 3
@@ -159,7 +159,7 @@ def _damage(world: World, folder: Path) -> Sequence[Action]:
 def _group(world: World, folder: Path) -> Action:
     """Several put blobs at once, and each writes down what it was promised."""
 
-    def action() -> int:
+    def work() -> None:
         services = open_services(local(folder))
         errors: list[NeveError] = []
 
@@ -177,10 +177,26 @@ def _group(world: World, folder: Path) -> Action:
         for thread in threads:
             thread.join()
         services.close()
-        for error in errors[:1]:
-            print(f"neve: {error}", file=sys.stderr)
-            print(f"FAILED {type(error).__module__}.{type(error).__name__}", file=sys.stderr)
-        return 1 if errors else 0
+        if errors:
+            raise ExceptionGroup("some have failed", errors)
+
+    return _telling(work)
+
+
+def _telling(work: Callable[[], None]) -> Action:
+    """Like a command: what it fails of is told. Of several that did something at once, one learns the reason,
+    the others perhaps only that something has failed."""
+
+    def action() -> int:
+        failed = False
+        try:
+            work()
+        except* NeveError as group:
+            failed = True
+            for error in group.exceptions:
+                print(f"neve: {error}", file=sys.stderr)
+                print(f"FAILED {type(error).__module__}.{type(error).__name__}", file=sys.stderr)
+        return int(failed)
 
     return action
 
@@ -200,6 +216,40 @@ def _grouped(world: World, folder: Path, output: str, done: bool) -> None:
             assert there or not (done or digest.hex() in output.split()), "something promised is not there"
             assert not there or list(services.blobs.read_many([digest])) == [blob]
     services.close()
+
+
+def _promise(world: World, folder: Path) -> Action:
+    """A server tells others that blobs are there, which nothing refers to yet."""
+
+    def work() -> None:
+        with lasting_uses(), contextlib.closing(open_services(local(folder))) as services:
+            for number in range(2):
+                digest = b3_digest(_blob(number, 0))
+                if services.blobs.missing([digest]):
+                    services.blobs.put_many([_blob(number, 0)])
+                os.write(1, f"{digest.hex()}\n".encode())
+
+    return _telling(work)
+
+
+def _with_blobs(world: World, folder: Path) -> Sequence[Action]:
+    def put() -> int:
+        with contextlib.closing(open_services(local(folder))) as services:
+            services.blobs.put_many([_blob(number, 0) for number in range(3)])
+        return 0
+
+    return [*_imported(store=["first"])(world, folder), put]
+
+
+def _promised(world: World, folder: Path, output: str, done: bool) -> None:
+    """A collection leaves them alone for as long as it grants, and takes what nobody has asked for."""
+    with contextlib.closing(open_services(local(folder))) as services:
+        collect_garbage(services, Rules(grace=3600))
+        for number in range(3):
+            digest = b3_digest(_blob(number, 0))
+            there = not services.blobs.missing([digest])
+            assert there or digest.hex() not in output.split(), "something promised is not there"
+            assert number < 2 or not there
 
 
 def _token(world: World, folder: Path) -> Action:
@@ -253,6 +303,7 @@ OPERATIONS = _many(
         prints_paths=True,
     ),
     Operation("group-commit", _group, _imported(store=["first"]), _STAYS, _grouped),
+    Operation("promise", _promise, _with_blobs, _STAYS, _promised),
     Operation(
         "gc",
         _on_store("gc", "--keep", of="first"),
@@ -274,7 +325,7 @@ OPERATIONS = _many(
         _imported(store=["first"], source=["first", "second"]),
         _GROWS | {"source": _BOTH},
     ),
-    Operation("export", _export, _with_out, _STAYS, _exported, once=True, may_leave=r"out/\.neve-export-"),
+    Operation("export", _export, _with_out, _STAYS, _exported, once=True),
     Operation(
         "repair",
         lambda world, folder: _on_store("verify", "--repair-from", local(folder, "source"))(world, folder),
@@ -282,6 +333,6 @@ OPERATIONS = _many(
         {"store": _BOTH, "source": _BOTH},
         damaged=True,
     ),
-    Operation("token", _token, _with_tokens, check=_tokens, once=True, torn=False),
+    Operation("token", _token, _with_tokens, check=_tokens, once=True),
     Operation("key", _key, check=_keys, once=True),
 )

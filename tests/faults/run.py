@@ -1,6 +1,8 @@
-"""``python -m tests.faults.run [--about N] [OPERATION...]``: every fault at every call, and what comes of it.
+"""``python -m tests.faults.run [--about N] [--part I/N] [OPERATION...]``: every fault at every call, and what
+comes of it.
 
-With ``--about``, some N of each operation, from its first to its last.
+With ``--about``, some N of each operation, from its first to its last. With ``--part``, one of N parts of the
+faults, the I-th from 1: all parts together are everything.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ def main() -> int:
     """Returns the exit code: 1 if something did not hold."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--about", type=int)
+    parser.add_argument("--part", type=_part, default=(1, 1))
     parser.add_argument("operations", nargs="*", choices=[*OPERATIONS, []])
     arguments = parser.parse_args()
     failed = 0
@@ -30,6 +33,8 @@ def main() -> int:
             told = f"{name}: {len(sweep.calls)} calls, {len(faults)} faults"
             if arguments.about is not None:
                 faults = faults[:: max(1, len(faults) // arguments.about)]
+            first, parts = arguments.part
+            faults = faults[first - 1 :: parts]
             print(f"{told}, of which {len(faults)} are tried", flush=True)
             for fault in faults:
                 try:
@@ -39,6 +44,13 @@ def main() -> int:
                     print(f"{error}\n  {'; '.join(getattr(error, '__notes__', []))}", flush=True)
     print(f"{failed} failed")
     return 1 if failed else 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    which, _, parts = text.partition("/")
+    if not 1 <= int(which) <= int(parts):
+        raise ValueError(text)
+    return int(which), int(parts)
 
 
 if __name__ == "__main__":

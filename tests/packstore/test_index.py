@@ -187,6 +187,9 @@ def test_a_failed_commit_is_healed(opened: Index, monkeypatch: pytest.MonkeyPatc
     assert opened.count(1) == 10
     fill(opened, range(20))
     assert opened.count(1) == 20
+    # Who reads before whoever wrote has learned of it.
+    monkeypatch.setattr(opened, "_env", Failing(opened._env))
+    assert opened.count(1) == 20
 
 
 def test_a_closed_index(opened: Index) -> None:

@@ -12,6 +12,7 @@ from neve.packstore.location import (
     decode_location,
     decode_number,
     encode_location,
+    encode_locations,
     encode_number,
     make_place,
     offset_of,
@@ -30,6 +31,14 @@ def test_locations(key: bytes, location: Location) -> None:
     assert decode_location(key, encode_location(key, location)) == location
     with pytest.raises(Corrupt, match=(key + b"x").hex()):
         decode_location(key + b"x", encode_location(key, location))
+
+
+@given(locations, st.lists(st.tuples(st.binary(min_size=1), st.integers(0, 255), u32, u32)))
+def test_many_of_one_frame(frame: Location, records: list[tuple[bytes, int, int, int]]) -> None:
+    encoded = encode_locations(frame[1:6], records)
+    assert [decode_location(key, one) for (key, *_), one in zip(records, encoded, strict=True)] == [
+        frame._replace(tag=tag, start=start, length=length) for _, tag, start, length in records
+    ]
 
 
 @given(st.integers(0, 2**24 - 1), st.integers(0, 2**40 - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from neve.packstore.frames import Record, encode_frame
 from tests.packstore.helpers import KEY, flip, record, records
 
 HEADER = pack.encode_header(7, KEY)
+
+u32 = st.integers(0, 2**32 - 1)
 
 
 def frame_bytes(given: list[Record], seq: int = 0, key: bytes = KEY) -> bytes:
@@ -87,6 +90,32 @@ def test_entries(entries: list[tuple[int, int, bytes, int]]) -> None:
             expected[key] = (tag, start, length)
         start += length
     assert found == expected
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 255), st.binary(min_size=32, max_size=32), u32)),
+    st.integers(-1, 1),
+    st.integers(-1, 1),
+)
+def test_entries_of_digests(
+    entries: list[tuple[int, int, bytes, int]], more_entries: int, more_bytes: int
+) -> None:
+    """They are read by a way of their own; what makes no sense in them makes none there either."""
+    encoded = pack.encode_entries(entries)
+    count, size = len(entries) + more_entries, sum(entry[3] for entry in entries) + more_bytes
+    found = pack._decode_entries(encoded, count, size)
+    makes_sense = (
+        more_entries == 0
+        and (more_bytes >= 0 or not entries)
+        and all(table in pack.TABLES for table, *_ in entries)
+    )
+    assert (found is not None) == makes_sense
+    starts = accumulate([entry[3] for entry in entries], initial=0)
+    if found is not None:
+        assert list(found) == [
+            (table, tag, key, start, length)
+            for (table, tag, key, length), start in zip(entries, starts, strict=False)
+        ]
 
 
 def test_the_header(path: Path) -> None:

@@ -346,7 +346,7 @@ def test_without_room_for_a_note_nothing_is_promised(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "writev", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(DiskFull):
         promise(store, KEYS[1])
     found = store.uses.promise(1, lambda: [KEYS[1]], lambda found: found, reading=True)
@@ -359,6 +359,63 @@ def test_without_room_for_a_note_nothing_is_promised(
     assert files(store)[0].read_bytes() == before
     promise(store, KEYS[1])
     assert reader(store).news() == {1: set(KEYS[:3])}
+
+
+@pytest.mark.parametrize("at_once", [1, 10, 32, 33, 50])
+def test_a_disk_that_takes_less_than_it_is_given(
+    store: PackStore, lasting: None, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:at_once]))
+    promise(store, *KEYS[:3])
+    promise(store, KEYS[3])
+    [path] = files(store)
+    monkeypatch.setattr(uses, "PERIOD", -1)
+    promise(store, KEYS[4])
+    monkeypatch.undo()
+    assert path.read_bytes()[64:] == encode_notes((1, key) for key in sorted_as_noted(path)) + notes.END_NOTE
+    assert reader(store).news() == {1: set(KEYS[:5])}
+
+
+def test_numbers_of_the_gate_come_whole(store: PackStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the disk takes half: else what was answered before a collection would not be noted anew."""
+    promise(store, KEYS[0])
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:8], offset))
+    found = reader(store)
+    promise(store, KEYS[0])
+    assert found.news() == {1: {KEYS[0]}}
+    assert Gate(store.path / "uses").signs() == (2, 1)
+
+
+def sorted_as_noted(path: Path) -> list[bytes]:
+    """The keys ``KEYS[:4]``: those that are noted at once come in any order."""
+    data = path.read_bytes()
+    return sorted(KEYS[:4], key=data.index)
+
+
+def test_what_could_not_even_be_cut_off_is_later(store: PackStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails for a while, in the middle of a note."""
+    promise(store, KEYS[0])
+    real, taken = os.write, [50]
+
+    def some(fd: int, data: bytes) -> int:
+        if not taken:
+            raise OSError(5, "Input/output error")
+        return real(fd, data[: taken.pop()])
+
+    def broken(fd: int, length: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "write", some)
+    monkeypatch.setattr(os, "ftruncate", broken)
+    with pytest.raises(Unavailable):
+        promise(store, KEYS[1], KEYS[2])
+    monkeypatch.undo()
+    promise(store, KEYS[3])
+    found = reader(store).news()[1]
+    assert found >= {KEYS[0], KEYS[3]}
+    assert found <= set(KEYS[:4])
 
 
 def test_a_store_that_is_only_read_promises_nothing(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -222,6 +223,28 @@ def test_delays_grow(run: Run, messages: list[str], monkeypatch: pytest.MonkeyPa
     run.ready[2].process.kill()
     until(lambda: len(run.ready) == 4)
     assert "in 0.01 s" in next(message for message in reversed(messages) if "starting another" in message)
+    run.stop()
+
+
+def test_one_that_never_gets_ready_is_ended(
+    run: Run, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gets more time each time: it may just be slow."""
+    monkeypatch.setattr(module, "_FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_START_SECONDS", 0.5)
+    run = Run(run.log.parent)
+    run.do |= {"0-3": "hang", "0-4": "hang"}
+    run.supervise()
+    victim = next(worker for worker in run.ready if worker.slot == 0)
+    victim.process.kill()
+    until(lambda: len(run.ready) == 3)
+    late = [message for message in messages if "was not ready" in message]
+    assert re.search(r"does not start: it was not ready after 0.5 s; starting another one in", late[0])
+    assert "after 1 s" in late[1]
+    assert int(run.ready[2].name.removeprefix("0-")) >= 5
+    run.ready[2].process.kill()
+    until(lambda: len(run.ready) == 4)  # Anew, with as much time as at first.
+    assert run.workers._patience == [0.5, 0.5]
     run.stop()
 
 

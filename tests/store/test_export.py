@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
+import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,8 @@ from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
 from neve.errors import Conflict, Corrupt, InvalidRequest, NeveError, NotFound, PermissionDenied, Unavailable
 from neve.store import export
-from neve.store.export import export_tree, remove_tree
+from neve.store.export import export_tree
+from neve.store.export_place import remove_tree
 from neve.store.services import Services
 from neve.telemetry import NoProgress
 from neve.testing.strategies import trees
@@ -285,6 +290,132 @@ def test_an_interrupt_leaves_nothing(services: Services, folder: Path, after: in
     with leaving_nothing_open(), pytest.raises(KeyboardInterrupt):
         export_tree(services, root, os.fsencode(folder / "dest"), progress=Interrupting())
     assert os.listdir(folder) == []
+
+
+class Dies(NoProgress):
+    """Kills its process when something was made."""
+
+    def advance(self, by: int = 0, item: str = "") -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def export_in_a_child(work: Callable[[], None]) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_an_export(services: Services, root: Node, destination: Path) -> list[str]:
+    """Returns what it has left beside its destination."""
+    before = set(os.listdir(destination.parent))
+    work = partial(export_tree, services, root, os.fsencode(destination), progress=Dies())
+    assert export_in_a_child(work) == -signal.SIGKILL
+    return sorted(set(os.listdir(destination.parent)) - before)
+
+
+@pytest.mark.parametrize("kind", ["tree", "file"])
+def test_what_a_killed_export_has_left_goes_with_the_next(
+    services: Services, folder: Path, kind: str
+) -> None:
+    root = store_tree(services) if kind == "tree" else import_large(services)
+    assert len(kill_an_export(services, root, folder / "out")) == 1
+    [other] = kill_an_export(services, root, folder / "other")
+    export_to(services, root, folder / "out")
+    assert sorted(os.listdir(folder)) == sorted(["out", other])
+    assert list(events_of(folder / "out"))
+
+
+def test_what_a_living_export_makes_is_left_alone(services: Services, folder: Path) -> None:
+    root = store_tree(services)
+
+    class Another(NoProgress):
+        """Of the same, to the same place, in the middle of it."""
+
+        def advance(self, by: int = 0, item: str = "") -> None:
+            if not (folder / "out").exists():
+                export_to(services, root, folder / "out")
+
+    with pytest.raises(Conflict):
+        export_tree(services, root, os.fsencode(folder / "out"), progress=Another())
+    assert os.listdir(folder) == ["out"]
+    expected, found = folder / "expected", folder / "out"
+    export_to(services, root, expected)
+    assert list(events_of(found)) == list(events_of(expected))
+
+
+def test_what_was_taken_before_it_could_be_locked_is_made_again(
+    services: Services, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+    taken: list[str] = []
+
+    def take(fd: int, kind: int) -> None:
+        if not taken:
+            taken.extend(os.listdir(folder))
+            (folder / taken[0]).rmdir()
+        real(fd, kind)
+
+    monkeypatch.setattr(fcntl, "flock", take)
+    export_to(services, store_tree(services), folder / "out")
+    assert len(taken) == 1
+    assert os.listdir(folder) == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["tree", "file"])
+def test_without_descriptors_nothing_is_left(
+    services: Services, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    root = store_tree(services) if kind == "tree" else import_large(services)
+    real, left = os.dup, [1]
+
+    def dup(fd: int) -> int:
+        if left:
+            left.pop()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(fd)
+
+    with leaving_nothing_open(), monkeypatch.context() as patch:
+        patch.setattr(os, "dup", dup)
+        with pytest.raises(Unavailable, match="Too many open files"):
+            export_to(services, root, folder / "out")
+    assert os.listdir(folder) == []
+
+
+def test_where_nothing_can_be_locked_nothing_is_removed(
+    services: Services, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = store_tree(services)
+    left = kill_an_export(services, root, folder / "out")
+
+    def none(fd: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    export_to(services, root, folder / "out")
+    assert sorted(os.listdir(folder)) == sorted(["out", *left])
+
+
+@pytest.mark.parametrize("kind", ["link", "other"])
+def test_what_no_export_of_ours_has_left_is_left_alone(services: Services, folder: Path, kind: str) -> None:
+    if kind == "other" and os.geteuid():
+        pytest.skip("only root can give files away")
+    root = store_tree(services)
+    [name] = kill_an_export(services, root, folder / "out")
+    left = folder / name
+    if kind == "other":
+        os.chown(left, 65534, 65534)
+    else:
+        remove_below(folder, os.fsencode(name))
+        left.symlink_to(folder / "precious")
+        (folder / "precious").mkdir()
+    before = os.lstat(left)
+    export_to(services, root, folder / "out")
+    assert os.path.samestat(before, os.lstat(left))
+    assert (folder / "out").is_dir()
 
 
 def test_progress_counts_every_byte(services: Services, folder: Path) -> None:

@@ -1,11 +1,11 @@
 """``neve`` and ``python -m neve.cli``: the way in. Exit codes:
 
-====  ===============================================================
+====  =====================================================================
 0     everything asked for was done
 1     it failed; also: whoever read stdout has gone (then silently)
-2     wrong usage
+2     wrong usage; of servers also: files that their options name are of no use
 130   interrupted: 128 and the number of the signal (143 for SIGTERM)
-====  ===============================================================
+====  =====================================================================
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from neve.cli.server_options import (
     serving_options,
     shown_size,
     socket_access,
+    told_as_usage,
     worker_command,
     worker_start,
 )
@@ -96,7 +97,8 @@ def daemon(context: click.Context, /, store: StoreOptions, **options: Any) -> No
         )
     from neve.server.daemon import run_daemon
 
-    chosen = _options(options)
+    with told_as_usage():
+        chosen = _options(options)
     write = not chosen.settings.read_only
     worker = worker_start(context, store, chosen.workers, _WORKER_COMMAND, write=write)
     run_daemon(chosen, os.environ, lambda: opened_services(store, write=write), worker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,9 @@ from neve.telemetry import LOGGER
 if TYPE_CHECKING:
     from neve.store.check import VerifyReport
     from neve.store.repair import RepairReport
+
+_SWITCH_SECONDS = 0.0005
+"""Who decompresses and who looks after it hand the interpreter over, some ten thousand times a second."""
 
 
 @click.command()
@@ -71,6 +75,7 @@ def verified(options: StoreOptions, *, nars: bool) -> VerifyReport:
     """What is damaged in the store."""
     from neve.store.check import verify_store
 
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with options.open() as store, progress_bar("verifying") as progress:
         return verify_store(store.services, progress, nar_hashes=nars)
 

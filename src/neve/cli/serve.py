@@ -19,6 +19,7 @@ from neve.cli.server_options import (
     services_of_worker,
     serving_options,
     socket_access,
+    told_as_usage,
     worker_command,
     worker_start,
 )
@@ -111,7 +112,8 @@ def serve(context: click.Context, /, store: StoreOptions, **options: Any) -> Non
     _check_installed()
     from neve.http_cache.run import run_cache
 
-    chosen = _options(options)
+    with told_as_usage():
+        chosen = _options(options)
     write = not chosen.settings.read_only
     worker = worker_start(context, store, chosen.workers, _WORKER_COMMAND, write=write)
     run_cache(chosen, os.environ, lambda: opened_services(store, write=write), _pages, worker)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import click
 
 from neve.cli.tracing import options_for_worker
-from neve.errors import InvalidRequest
+from neve.errors import InvalidRequest, LimitExceeded, NotFound, PermissionDenied
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
@@ -226,6 +226,16 @@ def socket_access(values: Mapping[str, Any]) -> dict[str, Any]:
     mode, group = values["socket_mode"], values["socket_group"]
     default_mode = OWNER_ONLY if group is None else OWNER_AND_GROUP
     return {"socket_mode": default_mode if mode is None else mode, "socket_group": group}
+
+
+@contextlib.contextmanager
+def told_as_usage() -> Iterator[None]:
+    """For what options say, and the files that they name: what is wrong with that is wrong usage, and stays
+    wrong however often a service manager tries. What may pass (I/O errors) is a failure as elsewhere."""
+    try:
+        yield
+    except (InvalidRequest, LimitExceeded, NotFound, PermissionDenied) as error:
+        raise click.UsageError(str(error), click.get_current_context(silent=True)) from error
 
 
 def chosen_tls(values: Mapping[str, Any]) -> Tls | None:

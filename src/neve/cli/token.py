@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 
 import click
@@ -10,6 +11,8 @@ import click
 from neve.cli import output
 from neve.cli.server_options import FILE
 from neve.errors import Conflict, NotFound
+
+_COMMENT = b"#"
 
 
 @click.command()
@@ -43,29 +46,32 @@ def _append(path: str, name: str, line: str) -> None:
     from neve.http_cache.tokens import read_tokens
     from neve.packstore.layout import translate_os_error
 
-    try:
-        known = read_tokens(path)
-    except NotFound:
-        known = ()
-    if any(each.name == name for each in known):
-        raise Conflict(f"{path} has a token named {name} already; delete its line first")
+    with contextlib.suppress(NotFound):
+        read_tokens(path)  # Before it is opened: what is none is left alone.
     try:
         # No secret; but who may write it may let himself in, whatever the umask.
-        with open(path, "a+b", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
-            end = file.tell()
+        with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o644)) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if any(each.name == name for each in read_tokens(path)):
+                raise Conflict(f"{path} has a token named {name} already; delete its line first")
+            end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
-            broken = end > 0 and file.read(1) != b"\n"
-            _write_or_cut(file.fileno(), end, (b"\n" if broken else b"") + line.encode() + b"\n")
+            begun = b"\n" if end > 0 and file.read(1) != b"\n" else b""
+            _write_or_cut(file.fileno(), end, begun, line.encode() + b"\n")
     except OSError as error:
         raise translate_os_error(error, f"cannot write {path}") from error
 
 
-def _write_or_cut(descriptor: int, end: int, data: bytes) -> None:
-    """Appends to a file that ends at ``end``. What fails leaves nothing: not half a line, which no server
-    takes, nor a name that the next attempt would find taken."""
+def _write_or_cut(descriptor: int, end: int, begun: bytes, line: bytes) -> None:
+    """Adds to a file that ends at ``end``. What fails leaves nothing, not a name that the next attempt would
+    find taken. Whoever dies leaves a line or, at worst, a comment: half a line, no server takes."""
+    from neve.packstore.layout import write_whole
+
     try:
-        while data:
-            data = data[os.write(descriptor, data) :]
+        os.lseek(descriptor, end, os.SEEK_SET)
+        write_whole(descriptor, begun + _COMMENT + line[1:])
+        os.fsync(descriptor)
+        os.pwrite(descriptor, line[:1], end + len(begun))
         os.fsync(descriptor)
     except BaseException:
         with contextlib.suppress(OSError):

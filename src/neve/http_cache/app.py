@@ -84,6 +84,7 @@ class CacheApp:
         self._counters = counters
         self._held = Held(limits.max_held_bytes)
         self._threads = threads = Threads(limits.max_uploads, limits.max_fetches, counters.queued)
+        self.pulse = threads.pulse
         self._access = Access(settings, threads)
         self._narinfos = NarInfos(services, settings, threads)
         self._nars = Nars(services, settings, threads)

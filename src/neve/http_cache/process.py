@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from neve.errors import InvalidRequest
@@ -53,7 +54,8 @@ async def _serve(services: Services, settings: Settings, share: Share, pages: Pa
     count_with(counters.count)
     try:
         server = Server(app, settings)
-        await serve_until_stopped(course, lambda: server.start(share.sockets), server.stop, settings.grace)
+        start = partial(server.start, share.sockets)
+        await serve_until_stopped(course, start, server.stop, settings.grace, app.pulse.beats)
     finally:
         await asyncio.to_thread(app.close)
         count_with(None)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from neve.errors import Unavailable
-from neve.serving.pools import Pool, Queued
+from neve.serving.pools import Pool, Pulse, Queued
 
 T = TypeVar("T")
 
@@ -38,6 +38,8 @@ class Threads:
         sizes = (_WORKERS, _WORKERS, uploads, _COMMITTERS, _ASKERS, fetches, _HASHERS)
         self._pools = [Pool(name, size, queued(name)) for name, size in zip(POOLS, sizes, strict=True)]
         self._work, self._render, self._upload, self._commit, self._ask, self._fetch, self._hash = self._pools
+        # The others may well be taken for minutes: by clients that are slow, other servers, large trees.
+        self.pulse = Pulse([self._work, self._render])
 
     async def work(self, function: Callable[..., T], *arguments: object) -> T:
         """Runs what takes about a millisecond."""

@@ -7,14 +7,15 @@ import fcntl
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import chain, islice
 from pathlib import Path
 
 from neve.errors import Corrupt, NeveError
 from neve.packstore import layout, pack
 from neve.packstore.frames import decompress, describe_place
-from neve.packstore.location import REPAIR, decode_location, encode_location, make_place, offset_of, pack_of
+from neve.packstore.location import REPAIR, decode_location, encode_locations, make_place, offset_of, pack_of
 from neve.packstore.rebuild import Rebuilt, rebuild_index
 from neve.packstore.recovery import frame_location
 from neve.packstore.report import Problem, Progress, Report, ignore_progress
@@ -26,9 +27,9 @@ __all__ = ["Problem", "Progress", "Rebuilt", "Report", "pack_bytes", "rebuild_in
 _PAGE = 10_000
 
 _TASK_BYTES = 1024 * 1024
-_TASKS_AHEAD = 2
+_TASKS_AHEAD = 3
 """A thread decompresses ahead of who hashes and looks up what the index says, some frames at a time: each is
-half of the work. More threads gain nothing, nor does more work in this one: they wait for the interpreter's
+about half of the work, and who is faster helps. More threads gain nothing: they wait for the interpreter's
 lock then."""
 
 _Read = tuple[pack.Frame, bytes | None]
@@ -110,7 +111,7 @@ class _Verification:
     def check_frames(self) -> None:
         """Checks the frames only, whether the index knows them or not."""
         for pack_id in layout.pack_ids(self._store.path):
-            for frame, payload in self._frames(pack_id, None):
+            for frame, payload in chain.from_iterable(self._groups(pack_id, None)):
                 if payload is None:
                     self._report.add(f"{describe_place(frame_place(pack_id, frame))}: the frame is damaged")
         for gap in self._gaps:
@@ -121,8 +122,10 @@ class _Verification:
         expected = {table_id: self._store.index.count(table_id) for table_id in self._tables}
         lengths = self._store.index.pack_lengths()
         for pack_id in sorted(lengths.keys() | set(layout.pack_ids(self._store.path))):
-            for frame, payload in self._frames(pack_id, lengths.get(pack_id, 0)):
-                self._check_frame(pack_id, frame, payload)
+            for group in self._groups(pack_id, lengths.get(pack_id, 0)):
+                used = self._used(pack_id, [frame for frame, _ in group])
+                for (frame, payload), entries in zip(group, used, strict=True):
+                    self._check_frame(pack_id, frame, payload, entries)
             self._check_tail(pack_id, lengths.get(pack_id, 0))
         anything_lost = False
         for table_id, table in self._tables.items():
@@ -137,20 +140,22 @@ class _Verification:
             else:
                 self._report.unused.append(gap)
 
-    def _frames(self, pack_id: int, length: int | None) -> Iterator[_Read]:
-        """The data frames of a pack up to its committed length, with their payload if it is intact."""
+    def _groups(self, pack_id: int, length: int | None) -> Iterator[list[_Read]]:
+        """The data frames of a pack up to its committed length, some at a time, with their payload if it is
+        intact."""
         path = self._path(pack_id)
         try:
             with path.open("rb", buffering=0) as file, layout.os_errors(f"cannot read {path}"):
                 fd = file.fileno()
                 self._check_ends(fd, pack_id, length)
-                for frame, payload in self._payloads(fd, pack_id, self._heads(fd, path, length)):
-                    if payload is None and _is_removed(fd):
+                for group in self._payloads(fd, pack_id, self._heads(fd, path, length)):
+                    if any(payload is None for _, payload in group) and _is_removed(fd):
                         return
-                    self._report.frames += 1
-                    self._report.stored_bytes += frame.end - frame.offset
-                    yield frame, payload
-                    self._progress(frame.end - frame.offset)
+                    size = sum(frame.end - frame.offset for frame, _ in group)
+                    self._report.frames += len(group)
+                    self._report.stored_bytes += size
+                    yield group
+                    self._progress(size)
         except FileNotFoundError:
             if length is None or pack_id in self._store.index.pack_lengths():
                 self._report.add(f"{path} is missing")
@@ -167,22 +172,22 @@ class _Verification:
             elif found.kind == pack.DATA:
                 yield found
 
-    def _payloads(self, fd: int, pack_id: int, frames: Iterable[pack.Frame]) -> Iterator[_Read]:
-        """The frames in order, each with its payload, which the thread reads ahead."""
+    def _payloads(self, fd: int, pack_id: int, frames: Iterable[pack.Frame]) -> Iterator[list[_Read]]:
+        """The frames in order, some at a time, each with its payload, which the thread reads ahead."""
 
         def read(task: list[pack.Frame]) -> list[_Read]:
             return [(frame, _payload(fd, pack_id, frame)) for frame in task]
 
-        queued: deque[Future[list[_Read]]] = deque()
+        ahead = _Ahead(self._thread, read)
         try:
             for task in _tasks(frames):
-                queued.append(self._thread.submit(read, task))
-                if len(queued) > _TASKS_AHEAD:
-                    yield from queued.popleft().result()
-            while queued:
-                yield from queued.popleft().result()
+                ahead.add(task)
+                if len(ahead) > _TASKS_AHEAD:
+                    yield ahead.first()
+            while len(ahead):
+                yield ahead.first()
         finally:
-            wait(queued)  # The file is closed next, and its number may be another one's.
+            ahead.wait()  # The file is closed next, and its number may be another one's.
 
     def _check_ends(self, fd: int, pack_id: int, length: int | None) -> None:
         path, size = self._path(pack_id), os.fstat(fd).st_size
@@ -197,14 +202,15 @@ class _Verification:
         except Corrupt as error:
             self._report.add(str(error))
 
-    def _check_frame(self, pack_id: int, frame: pack.Frame, payload: bytes | None) -> None:
+    def _check_frame(
+        self, pack_id: int, frame: pack.Frame, payload: bytes | None, used: Sequence[pack.Entry]
+    ) -> None:
+        """``used``: the entries to which the index points."""
         place = frame_place(pack_id, frame)
         if payload is not None:
             self._good.add(place)
         contents = memoryview(payload or b"")
-        in_use = False
-        for entry in self._used(pack_id, frame):
-            in_use = True
+        for entry in used:
             table = self._tables[entry.table]
             self._confirmed[table.id] += 1
             if payload is None:
@@ -213,22 +219,28 @@ class _Verification:
             elif not _proven(table, entry, contents[entry.start : entry.start + entry.length]):
                 what = f"its bytes do not match it ({describe_place(place)})"
                 self._report.problems.append(Problem(table.name, entry.key, what))
-        if not in_use:
+        if not used:
             self._report.dead_bytes += frame.end - frame.offset
             if payload is None:
                 self._report.unused.append(f"{describe_place(place)}: a frame that is not in use is damaged")
 
-    def _used(self, pack_id: int, frame: pack.Frame) -> Iterator[pack.Entry]:
-        """The entries of ``frame`` to which the index points."""
-        for table_id in {entry.table for entry in frame.entries} & self._tables.keys():
-            entries = [entry for entry in frame.entries if entry.table == table_id]
-            found = self._store.index.raw_many(table_id, [entry.key for entry in entries])
-            # Encoded once more and compared: a damaged entry of the index leads nowhere either.
-            of_frame = frame_location(pack_id, frame, entries[0])[1:6]
-            for entry in entries:
-                location = (entry.tag, *of_frame, entry.start, entry.length)
-                if found.get(entry.key) == encode_location(entry.key, location):
-                    yield entry
+    def _used(self, pack_id: int, frames: Sequence[pack.Frame]) -> list[list[pack.Entry]]:
+        """The entries of each frame to which the index points."""
+        used: list[list[pack.Entry]] = [[] for _ in frames]
+        for table_id in {entry.table for frame in frames for entry in frame.entries} & self._tables.keys():
+            parts = [[entry for entry in frame.entries if entry.table == table_id] for frame in frames]
+            found = iter(
+                self._store.index.raw_many(table_id, [entry.key for part in parts for entry in part])
+            )
+            for of_frame, frame, part in zip(used, frames, parts, strict=True):
+                if not part:
+                    continue
+                # Encoded once more and compared: a damaged entry of the index leads nowhere either.
+                common = frame_location(pack_id, frame, part[0])[1:6]
+                wanted = encode_locations(common, [(e.key, e.tag, e.start, e.length) for e in part])
+                values = list(islice(found, len(part)))
+                of_frame += [e for e, one, other in zip(part, values, wanted, strict=True) if one == other]
+        return used
 
     def _check_tail(self, pack_id: int, length: int) -> None:
         """Reports transactions in the packs that are newer than the index: then it is an old one."""
@@ -272,6 +284,37 @@ class _Verification:
 
     def _path(self, pack_id: int) -> Path:
         return self._store.path / layout.PACKS_DIR / layout.pack_name(pack_id)
+
+
+class _Ahead:
+    """Tasks that a thread does one after the other. Whoever would have to wait for it does some himself."""
+
+    def __init__(self, thread: ThreadPoolExecutor, read: Callable[[list[pack.Frame]], list[_Read]]) -> None:
+        self._thread = thread
+        self._read = read
+        self._queued: deque[tuple[list[pack.Frame], Future[list[_Read]]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queued)
+
+    def add(self, task: list[pack.Frame]) -> None:
+        self._queued.append((task, self._thread.submit(self._read, task)))
+
+    def first(self) -> list[_Read]:
+        """What the first of them gives."""
+        for place in reversed(range(len(self._queued))):
+            if self._queued[0][1].done():
+                break
+            task, future = self._queued[place]
+            if future.cancel():  # It has not been begun with.
+                done: Future[list[_Read]] = Future()
+                done.set_result(self._read(task))
+                self._queued[place] = (task, done)
+        return self._queued.popleft()[1].result()
+
+    def wait(self) -> None:
+        """Returns when nothing is being read any more."""
+        wait([future for _, future in self._queued])
 
 
 def _is_removed(fd: int) -> bool:

@@ -76,7 +76,9 @@ class Gate:
 
     def _set(self, signs: Signs) -> None:
         with os_errors(f"cannot write {self._path}"):
-            os.pwrite(self._fd, _NUMBERS.pack(*signs), 0)
+            data, written = _NUMBERS.pack(*signs), 0
+            while written < len(data):  # Half of them would tell another story.
+                written += os.pwrite(self._fd, data[written:], written)
 
     @contextlib.contextmanager
     def _locked(self, kind: int) -> Iterator[None]:

@@ -183,6 +183,7 @@ class Index:
     def _read(self, function: Callable[[Txn], T]) -> T:
         """Runs ``function`` in a short read transaction, more than once if need be."""
         self._check_usable()
+        within = self._map_lock.held
         for _ in range(_READ_ATTEMPTS):
             with self._map_lock, self._errors("cannot read the index"):
                 try:
@@ -199,8 +200,13 @@ class Index:
                             return result
                         continue
                 except lmdb.MapResizedError:
-                    pass
-            self._resize(0)
+                    cure = self._adopt_size
+                except lmdb.PanicError:
+                    # A write has just failed, of which somebody else is told.
+                    if within:
+                        raise
+                    cure = self.reopen
+            cure()
         raise Unavailable(f"{self._path}: the index changes too fast to be read without its lock file")
 
     def _overtaken(self, txn: Txn) -> bool:
@@ -209,6 +215,9 @@ class Index:
         What a transaction frees, the second one after it may use again.
         """
         return bool(self._env.info()["last_txnid"] >= txn.id() + 2)
+
+    def _adopt_size(self) -> None:
+        self._resize(0)
 
     def _resize(self, size: int) -> None:
         """Changes the map size in bytes; 0: adopts what another process has made it."""
@@ -231,12 +240,13 @@ class Index:
 
         return self._read(look_up)
 
-    def raw_many(self, table: int, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Like ``get_many``, without decoding: for a check that knows what to expect."""
+    def raw_many(self, table: int, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of ``keys`` as they are, None of those that are not there: for a check that knows what
+        to expect."""
 
-        def look_up(txn: Txn) -> dict[bytes, bytes]:
+        def look_up(txn: Txn) -> list[bytes | None]:
             get, db = txn.get, self._dbs[table]
-            return {key: value for key in keys if (value := get(key, db=db)) is not None}
+            return [get(key, None, db) for key in keys]
 
         return self._read(look_up)
 

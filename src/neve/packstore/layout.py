@@ -83,6 +83,13 @@ def pack_ids(path: Path) -> list[int]:
     return sorted(ids)
 
 
+def write_whole(fd: int, data: bytes) -> None:
+    """Writes ``data`` where the file is. A disk that is nearly full takes less than it is given, without an
+    error."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -18,6 +18,9 @@ _BODY = struct.Struct("<BQIIIII")
 _VALUE_SIZE = _BODY.size + 4
 _OFFSET_BITS = 40
 
+_RESIDUE = 0x2144DF1C
+"""The CRC-32 of whatever is followed by its own CRC-32, least byte first."""
+
 
 class Location(NamedTuple):
     """Where a record lies. ``place`` is pack id and payload offset in one number (see ``pack_of``)."""
@@ -57,7 +60,22 @@ def encode_location(key: bytes, location: tuple[int, int, int, int, int, int, in
     """``location`` is a ``Location``, or a tuple of the same."""
     tag, place, codec, stored_len, raw_len, entries_len, start, length = location
     body = _BODY.pack(tag, place, stored_len | codec << 30, raw_len, entries_len, start, length)
-    return body + zlib.crc32(key + body).to_bytes(4, "little")
+    return body + zlib.crc32(body, zlib.crc32(key)).to_bytes(4, "little")
+
+
+def encode_locations(
+    frame: tuple[int, int, int, int, int], records: Iterable[tuple[bytes, int, int, int]]
+) -> list[bytes]:
+    """The same for records of one frame: key, tag, start and length of each. ``frame`` is what their
+    locations have in common, in the same order as there."""
+    place, codec, stored_len, raw_len, entries_len = frame
+    stored = stored_len | codec << 30
+    pack, crc32 = _BODY.pack, zlib.crc32
+    bodies = [
+        (key, pack(tag, place, stored, raw_len, entries_len, start, length))
+        for key, tag, start, length in records
+    ]
+    return [body + crc32(body, crc32(key)).to_bytes(4, "little") for key, body in bodies]
 
 
 def decode_location(key: bytes, value: bytes) -> Location:
@@ -69,7 +87,7 @@ def decode_location(key: bytes, value: bytes) -> Location:
 
 def check_location(key: bytes, value: bytes) -> None:
     """Raises what ``decode_location`` would."""
-    if len(value) != _VALUE_SIZE or zlib.crc32(key + value[:-4]) != int.from_bytes(value[-4:], "little"):
+    if len(value) != _VALUE_SIZE or zlib.crc32(value, zlib.crc32(key)) != _RESIDUE:
         raise _damaged(key)
 
 

@@ -70,6 +70,11 @@ def encode_notes(notes: Iterable[Note]) -> bytes:
     return b"".join([bytes((table,)) + key.ljust(_KEY_SIZE, b"\0") for table, key in notes])
 
 
+def end_of_notes(size: int) -> int:
+    """Where the last whole note ends in a file of ``size`` bytes."""
+    return size - (size - _HEAD.size) % _NOTE_SIZE
+
+
 class _Head(NamedTuple):
     lasting: bool
     boot: bytes
@@ -144,7 +149,7 @@ class NotesReader:
         if head is None or not head.lasting:
             return
         if oldest < 0 or head.age(stat) > oldest:
-            self._read[name] = stat.st_size - (stat.st_size - _HEAD.size) % _NOTE_SIZE
+            self._read[name] = end_of_notes(stat.st_size)
         elif head.boot != boot_id() and os.pread(fd, _NOTE_SIZE, stat.st_size - _NOTE_SIZE) != END_NOTE:
             self.is_certain = False
 

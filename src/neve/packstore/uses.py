@@ -39,7 +39,7 @@ from typing import ClassVar, TypeVar
 
 from neve.errors import NeveError
 from neve.packstore.gate import Gate, removal_lock
-from neve.packstore.layout import USES_DIR, os_errors, sync_directory
+from neve.packstore.layout import USES_DIR, os_errors, sync_directory, write_whole
 from neve.packstore.notes import (
     END_NOTE,
     PERIOD,
@@ -47,6 +47,7 @@ from neve.packstore.notes import (
     Note,
     encode_head,
     encode_notes,
+    end_of_notes,
     remove_left,
     seconds_since_boot,
 )
@@ -205,14 +206,12 @@ class Uses:
             data = bytes(self._pending) + encode_notes(notes)
             if self._fd < 0:
                 self._fd = self._create()
-            start = os.lseek(self._fd, 0, os.SEEK_END)
-            written = 0
+            _cut_off_half(self._fd)
             try:
-                while written < len(data):
-                    written += os.writev(self._fd, [data[written:]])
+                write_whole(self._fd, data)
             except OSError:
-                # Whoever reads this goes by multiples of the size of a note.
-                os.ftruncate(self._fd, start)
+                with contextlib.suppress(OSError):  # Else before the next ones.
+                    _cut_off_half(self._fd)
                 raise
             self._pending = bytearray()
 
@@ -226,7 +225,7 @@ class Uses:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.fstat(fd).st_nlink:  # In between it may have been taken for one that was left.
                     self._give_to_owner(fd)
-                    os.write(fd, encode_head(lasting=self.lasting, begun=self._begun))
+                    write_whole(fd, encode_head(lasting=self.lasting, begun=self._begun))
                     if self.lasting:
                         os.fsync(fd)
                         sync_directory(self._folder)
@@ -263,7 +262,8 @@ class Uses:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):
-                os.write(fd, END_NOTE)
+                _cut_off_half(fd)
+                write_whole(fd, END_NOTE)
                 os.fdatasync(fd)
             os.close(fd)
 
@@ -298,3 +298,10 @@ class Uses:
                 self._end_file()
         self._fd = -1
         self._gate.close()
+
+
+def _cut_off_half(fd: int) -> None:
+    """Cuts half a note off: whoever reads goes by multiples of the size of one. Whole ones do no harm."""
+    end = os.fstat(fd).st_size
+    if end != (whole := end_of_notes(end)):
+        os.ftruncate(fd, whole)

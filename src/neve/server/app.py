@@ -57,6 +57,7 @@ class Daemon:
     ) -> None:
         self._limits = limits or Limits()
         self._calls = Calls(self._limits, figures)
+        self.pulse = self._calls.pulse
         self._handlers = ServiceHandlers(services, self._calls, read_only=read_only)
         self._health: list[health.aio.HealthServicer] = []
         self._servers: list[grpc.aio.Server] = []

@@ -25,7 +25,7 @@ from neve.server.limits import Limits
 from neve.server.messages import reader
 from neve.server.observed import Observed, counted_in, counted_out
 from neve.server.streams import Ahead, Pull, Room, settled
-from neve.serving.pools import Pool
+from neve.serving.pools import Pool, Pulse
 from neve.telemetry import LOGGER
 
 T = TypeVar("T")
@@ -81,6 +81,7 @@ class Calls:
             Pool(name, threads, figures.queued(name))
             for name, threads in zip(POOLS, (_WORKERS, _WORKERS, _COMMITTERS, _FETCHERS), strict=True)
         ]
+        self.pulse = Pulse([self._workers, self._ingesters])
 
     # What handlers use.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from neve.server.app import Binding, Daemon
@@ -44,7 +45,8 @@ async def _serve(
 ) -> None:
     daemon = Daemon(services, settings.limits, read_only=settings.read_only, figures=figures)
     bindings = [_binding(endpoint, settings) for endpoint in endpoints]
-    await serve_until_stopped(course, lambda: daemon.start(bindings), daemon.stop, settings.grace)
+    start = partial(daemon.start, bindings)
+    await serve_until_stopped(course, start, daemon.stop, settings.grace, daemon.pulse.beats)
 
 
 def _binding(endpoint: Endpoint, settings: Settings) -> Binding:

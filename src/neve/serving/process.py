@@ -61,7 +61,8 @@ class Course:
     stopping: Callable[[], None]
     """Is called when it was asked to stop."""
     beat: Callable[[], object] = lambda: None
-    """Is called in the event loop every ``beat_seconds``, for whoever wants to know that it turns."""
+    """Is called in the event loop every ``beat_seconds``, for whoever wants to know that it turns, and that
+    the threads behind it work."""
     beat_seconds: float | None = None
 
 
@@ -77,15 +78,17 @@ async def serve_until_stopped(
     start: Callable[[], Awaitable[object]],
     end: Callable[[float], Awaitable[None]],
     grace: float,
+    pulse: Callable[[float], bool] = lambda seconds: True,
 ) -> None:
     """Serves from ``start`` until it is asked to stop. Then, and after any failure, ``end`` is told how
-    many seconds what is in flight has: ``grace``, if there can be anything."""
+    many seconds what is in flight has: ``grace``, if there can be anything. ``pulse`` says every so many
+    seconds whether the threads behind the event loop work; see ``pools.Pulse``."""
     left = 0.0
     beating: asyncio.Task[None] | None = None
     try:
         await start()
         course.ready()
-        beating = asyncio.create_task(_beat(course))
+        beating = asyncio.create_task(_beat(course, pulse))
         left = grace
         await course.stop.wait()
         course.stopping()
@@ -95,9 +98,10 @@ async def serve_until_stopped(
             beating.cancel()
 
 
-async def _beat(course: Course) -> None:
+async def _beat(course: Course, pulse: Callable[[float], bool]) -> None:
     while course.beat_seconds is not None:
-        course.beat()
+        if pulse(course.beat_seconds):
+            course.beat()
         await asyncio.sleep(course.beat_seconds)
 
 

@@ -26,6 +26,10 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 5.0
 _HEALTHY_SECONDS = 10.0
 """A worker that served for so long is started again without much delay."""
+_START_SECONDS = 120.0
+"""So long one that replaces another may take until it serves, and twice as long after each time that this was
+not enough: there may be much to bring into order."""
+_LONGEST_START_SECONDS = 3600.0
 SILENT_BEATS = 4
 """A worker that missed so many hangs."""
 _RECENT_BEATS = 2
@@ -53,6 +57,8 @@ class Worker:
         self.name = name
         self.process = process
         self.ready_since: float | None = None
+        self.late_at: float | None = None
+        """When it is given up if it does not serve by then."""
         self.missed = 0
         """How often in a row it was looked at and had not been heard of since. Not seconds: after a machine
         was paused, or all of us were frozen, those would have passed, and nobody would be to blame."""
@@ -119,6 +125,7 @@ class Workers:
         self._due: dict[int, float] = {}
         """When the next worker of a slot is to be started."""
         self._delays = [_FIRST_DELAY_SECONDS] * count
+        self._patience = [_START_SECONDS] * count
         self._started = 0
         self.watch = Watch()
         """To be set before they are started."""
@@ -153,9 +160,9 @@ class Workers:
         beat = Beat(self.watch.beat_seconds, self._look)
         while True:
             beat.beat()
-            due = max(min(self._due.values()) - time.monotonic(), 0.0) if self._due else None
+            self._end_late()
             try:
-                event = self._events.get(timeout=_shortest(due, beat.left()))
+                event = self._events.get(timeout=_shortest(self._idle(), beat.left()))
             except queue.Empty:
                 self._restart()
                 continue
@@ -166,6 +173,21 @@ class Workers:
                 self._schedule(event.worker)
             elif "ready" in event.report:
                 LOGGER.info("%s serves", event.worker)
+
+    def _idle(self) -> float | None:
+        """Seconds until a worker is to be started, or given up."""
+        late = (worker.late_at for worker in self._workers.values())
+        next_one = _shortest(*self._due.values(), *late)
+        return None if next_one is None else max(next_one - time.monotonic(), 0.0)
+
+    def _end_late(self) -> None:
+        """Ends those that should serve by now: others are started in their place."""
+        for worker in self._workers.values():
+            if worker.late_at is not None and worker.late_at <= time.monotonic():
+                worker.late_at = None
+                worker.failure = f"it was not ready after {self._patience[worker.slot]:g} s"
+                self._patience[worker.slot] = min(2 * self._patience[worker.slot], _LONGEST_START_SECONDS)
+                worker.process.kill()
 
     def _look(self) -> None:
         """Ends workers that hang, and tells whether any serves."""
@@ -242,7 +264,8 @@ class Workers:
             self._gone(worker)
             self._count_serving()
         elif "ready" in report:
-            worker.ready_since, worker.missed = time.monotonic(), 0
+            worker.ready_since, worker.missed, worker.late_at = time.monotonic(), 0, None
+            self._patience[worker.slot] = _START_SECONDS
             self._ready(worker)
             self._count_serving()
         elif "alive" in report:
@@ -269,6 +292,7 @@ class Workers:
             if due <= time.monotonic():
                 try:
                     self._spawn(slot)
+                    self._workers[slot].late_at = time.monotonic() + self._patience[slot]
                     del self._due[slot]
                 except OSError as error:
                     LOGGER.error("cannot start a worker: %s", error.strerror)

@@ -1,7 +1,8 @@
 """Stored trees back to disk: whole or not at all.
 
 The tree is made under a temporary name beside its destination, synced, and renamed when it is
-complete. Permissions are those that Nix gives (0444, 0555); every mtime is one second after the epoch.
+complete. An export that is killed leaves that; the next one to the same destination removes it. Permissions
+are those that Nix gives (0444, 0555); every mtime is one second after the epoch.
 
 Everything is created relative to its directory's descriptor, so paths may be longer than PATH_MAX,
 and only a bounded number of descriptors is open however deep the tree is.
@@ -13,8 +14,7 @@ import contextlib
 import ctypes
 import errno
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Self
 
 from neve.castore.ingest.filesystem import show_path
@@ -29,6 +29,7 @@ from neve.errors import (
     PermissionDenied,
     Unavailable,
 )
+from neve.store.export_place import OPEN_DIRECTORY, Temporary
 from neve.store.services import Services
 from neve.telemetry import NO_PROGRESS, Progress, span
 from neve.tree import BeginFile, Data, EndFile, EnterDirectory, Event, File, LeaveDirectory, Symlink
@@ -36,7 +37,6 @@ from neve.tree import BeginFile, Data, EndFile, EnterDirectory, Event, File, Lea
 _MTIME_NS = (1_000_000_000, 1_000_000_000)
 _RENAME_NOREPLACE = 1
 _MAX_OPEN_DIRECTORIES = 64
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -66,17 +66,13 @@ def _export(services: Services, root: Node, destination: bytes, progress: Progre
         try:
             if _exists(parent, name):
                 raise Conflict(f"cannot export to {shown}: it exists; name something new")
-            temporary = b".neve-export-%d-%s" % (os.getpid(), os.urandom(4).hex().encode())
-            try:
-                with _Materializer(parent, temporary) as materializer:
+            with Temporary(parent, name) as temporary:
+                with _Materializer(temporary) as materializer:
                     for batch in tree_events(services.blobs, services.directories, root):
                         materializer.feed(batch)
                         size = sum(len(e.contents) for e in batch if type(e) is File)
                         progress.advance(size + sum(len(e.data) for e in batch if type(e) is Data))
-                _sync_and_rename(parent, temporary, name, shown)
-            except BaseException:
-                remove_tree(parent, temporary)
-                raise
+                _sync_and_rename(parent, temporary.name, name, shown)
         finally:
             os.close(parent)
 
@@ -110,16 +106,20 @@ def _exists(parent: int, name: bytes) -> bool:
     return True
 
 
+def _new_directory(name: bytes, parent: int) -> int:
+    os.mkdir(name, 0o700, dir_fd=parent)
+    return os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+
+
 class _Level(NamedTuple):
     fd: list[int]  # of one element; -1 while closed to save descriptors
 
 
 class _Materializer:
-    """A sink that creates what it is told under ``name`` in the directory ``parent``."""
+    """A sink that creates what it is told, in a temporary place."""
 
-    def __init__(self, parent: int, name: bytes) -> None:
-        self._parent = parent
-        self._name = name
+    def __init__(self, temporary: Temporary) -> None:
+        self._temporary = temporary
         self._levels: list[_Level] = []
         self._file = -1
 
@@ -144,21 +144,20 @@ class _Materializer:
             elif isinstance(event, LeaveDirectory):
                 self._leave()
             elif isinstance(event, Symlink):
-                name, dir_fd = self._place(event.name)
-                os.symlink(event.target, name, dir_fd=dir_fd)
-                os.utime(name, ns=_MTIME_NS, dir_fd=dir_fd, follow_symlinks=False)
+                self._link(event.name, event.target)
             elif isinstance(event, BeginFile):
                 self._begin(event.name, event.executable)
             elif isinstance(event, EndFile):
                 self._end()
 
-    def _place(self, name: bytes) -> tuple[bytes, int]:
-        return (name, self._levels[-1].fd[0]) if self._levels else (self._name, self._parent)
+    def _make(self, name: bytes, create: Callable[[bytes, int], int]) -> int:
+        """Has ``name`` created in the innermost directory; the root, where there is place for it."""
+        return create(name, self._levels[-1].fd[0]) if self._levels else self._temporary.make(create)
 
     def _begin(self, name: bytes, executable: bool) -> None:
-        place, dir_fd = self._place(name)
-        self._file = os.open(place, _CREATE, 0o555 if executable else 0o444, dir_fd=dir_fd)
-        os.fchmod(self._file, 0o555 if executable else 0o444)
+        mode = 0o555 if executable else 0o444
+        self._file = self._make(name, lambda name, dir_fd: os.open(name, _CREATE, mode, dir_fd=dir_fd))
+        os.fchmod(self._file, mode)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -170,10 +169,20 @@ class _Materializer:
         os.close(self._file)
         self._file = -1
 
+    def _link(self, name: bytes, target: bytes) -> None:
+        def create(name: bytes, dir_fd: int) -> int:
+            os.symlink(target, name, dir_fd=dir_fd)
+            try:
+                os.utime(name, ns=_MTIME_NS, dir_fd=dir_fd, follow_symlinks=False)
+            except BaseException:
+                os.unlink(name, dir_fd=dir_fd)
+                raise
+            return -1
+
+        self._make(name, create)
+
     def _enter(self, name: bytes) -> None:
-        place, dir_fd = self._place(name)
-        os.mkdir(place, 0o700, dir_fd=dir_fd)
-        self._levels.append(_Level([os.open(place, _OPEN_DIRECTORY, dir_fd=dir_fd)]))
+        self._levels.append(_Level([self._make(name, _new_directory)]))
         if len(self._levels) > _MAX_OPEN_DIRECTORIES:
             shallow = self._levels[-_MAX_OPEN_DIRECTORIES - 1].fd
             if shallow[0] >= 0:
@@ -184,7 +193,7 @@ class _Materializer:
         fd = self._levels.pop().fd[0]
         try:
             if self._levels and self._levels[-1].fd[0] < 0:
-                self._levels[-1].fd[0] = os.open(b"..", _OPEN_DIRECTORY, dir_fd=fd)
+                self._levels[-1].fd[0] = os.open(b"..", OPEN_DIRECTORY, dir_fd=fd)
             os.fchmod(fd, 0o555)
             os.utime(fd, ns=_MTIME_NS)
         finally:
@@ -207,43 +216,3 @@ def _sync_and_rename(parent: int, temporary: bytes, name: bytes, shown: str) -> 
     elif code:
         raise OSError(code, os.strerror(code))
     os.fsync(parent)
-
-
-def remove_tree(parent: int, name: bytes) -> None:
-    """Removes ``name`` in the directory ``parent`` with all below it, however deep; errors are ignored."""
-    with contextlib.suppress(OSError):
-        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=parent)
-            return
-        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
-        names: list[bytes] = []
-        try:
-            while True:
-                inner = _empty(fd)
-                if inner is None and not names:
-                    break
-                following = os.open(b".." if inner is None else inner, _OPEN_DIRECTORY, dir_fd=fd)
-                os.close(fd)
-                fd = following
-                if inner is None:
-                    os.rmdir(names.pop(), dir_fd=fd)
-                else:
-                    names.append(inner)
-        finally:
-            os.close(fd)
-        os.rmdir(name, dir_fd=parent)
-
-
-def _empty(fd: int) -> bytes | None:
-    """Unlinks everything in a directory but directories; returns the name of one of those, if any."""
-    os.fchmod(fd, 0o700)
-    empty = False
-    while not empty:  # Whether a listing goes on as before when entries are removed, nobody promises.
-        empty = True
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    return os.fsencode(entry.name)
-                os.unlink(entry.name, dir_fd=fd)
-                empty = False
-    return None

@@ -16,6 +16,7 @@ from tests.fuzz.targets import (
     http,
     nix,
     objects,
+    operation,
     remote,
     served,
     stores,
@@ -27,7 +28,7 @@ TARGETS: dict[str, Target] = {
     target.name: target
     for module in (
         *(nix, compression, castore, objects, disk, stores, addresses, remote, http, served, telemetry),
-        *(fuse, vhost),
+        *(fuse, vhost, operation),
     )
     for target in module.TARGETS
 }

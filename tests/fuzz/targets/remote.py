@@ -14,8 +14,10 @@ from google.protobuf.message import DecodeError
 
 from neve.bigtable.address import NAR_FAMILY, target_of
 from neve.bigtable.messages import RowReader, escaped
+from neve.castore.objectstore.settings import settings_of
 from neve.errors import Corrupt, InvalidRequest, LimitExceeded, NeveError, Unavailable
 from neve.nix.narinfo import NarInfo
+from neve.postgres.address import target_of as database_of
 from neve.registry import parse_address
 from neve.rpc.status import ERROR_TRAILER, error_of, one_line, shortened, status_of
 from neve.serving.tls import _certificates
@@ -129,7 +131,59 @@ def _bigtable_address(data: bytes) -> None:
     assert escaped(target.family.encode()).isascii()
 
 
+def _postgresql_address(data: bytes) -> None:
+    """The password is in nothing that is shown, be the address taken or refused."""
+    text = text_of(data)
+    try:
+        target = database_of(parse_address(f"postgresql://user:s3cret@{text}"))
+    except InvalidRequest as error:
+        if "s3cret" in f"{error!r} {error}":
+            raise AssertionError("it is in the message") from error
+        raise
+    assert "s3cret" not in repr(target)
+    assert target.schema.isascii()
+    assert target.timeout > 0
+    assert dict(target.conninfo)
+
+
+def _objectstore_address(data: bytes) -> None:
+    """Of what needs no library to be asked: only profiles do."""
+    address = parse_address(f"objectstore+{text_of(data)}")
+    if "profile" in address.parameters or address.scheme not in _OBJECT_STORES:
+        raise address.refuse("elsewhere")
+    settings = settings_of(address)
+    assert address.url.startswith(settings.url)
+    assert settings.parallel >= 1
+    for name in ("secret_access_key", "token", "password"):
+        secret = parse_address(f"objectstore+gs://bucket/a?{name}=s3cret")
+        assert "s3cret" not in repr(settings_of(secret))
+
+
+_OBJECT_STORES = tuple(
+    f"objectstore+{kind}" for kind in ("memory", "file", "s3", "gs", "az", "http", "https")
+)
+
 TARGETS = (
+    Target(
+        "postgresql-address",
+        _postgresql_address,
+        (InvalidRequest,),
+        memory=Bound(256 * 1024, 300),
+        words=(
+            *(b"host:5432/db", b"?schema=", b"&timeout=", b"pool=4", b"sslmode=require", b"user=u", b"%00"),
+            *(b"options=-c", b"%zz", b"[::1]", b",", b"password=", b"connect_timeout=", b"%2Frun"),
+        ),
+    ),
+    Target(
+        "objectstore-address",
+        _objectstore_address,
+        (InvalidRequest,),
+        memory=Bound(128 * 1024, 300),
+        words=(
+            *(b"s3://", b"gs://", b"http://", b"?endpoint=", b"&parallel=", b"avg_chunk_size=", b"timeout="),
+            *(b"memory:///", b"file:///", b"max_retries=", b"user:pw@", b"%2F", b"1e999", b"-1"),
+        ),
+    ),
     Target(
         "bigtable-rows",
         _bigtable_rows,

@@ -10,9 +10,10 @@ from neve.castore.directories.local import DIRECTORIES
 from neve.errors import InvalidRequest, NeveError, Unsupported
 from neve.packstore.report import Problem
 from neve.packstore.store import PackStore
-from neve.store.check import PathCheck, VerifyReport, readable_path_infos, verify_store
+from neve.store.check import VerifyReport, readable_path_infos, verify_store
 from neve.store.mirror.report import CONCERNS_ALL
 from neve.store.nar_nodes import NAR_NODES
+from neve.store.path_check import PathCheck
 from neve.store.pathinfos.local import PATH_INFOS, REFERRERS
 from neve.store.repair.objects import ObjectRepair
 from neve.store.repair.records import (
