@@ -101,8 +101,8 @@ def test_a_dry_run_counts_what_a_real_one_counts(place: Place, tmp_path: Path) -
         assert getattr(told, counted) == getattr(done, counted), counted
 
 
-def test_a_whole_collection_over_s3(s3: S3Server, tmp_path: Path) -> None:
-    url = s3.url(s3.bucket(), "/prefix")
+def test_a_whole_collection_over_s3(each_s3: S3Server, tmp_path: Path) -> None:
+    url = each_s3.url(each_s3.bucket(), "/prefix")
     trees = [make_tree(tmp_path / str(number), number, files=10) for number in range(2)]
 
     def opened() -> Store:
