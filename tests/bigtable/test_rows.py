@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from neve.bigtable.address import target_of
-from neve.bigtable.messages import _MAX_COMPARED, MAX_CELL_BYTES, Wanted, escaped
+from neve.bigtable.messages import _MAX_COMPARED, MAX_CELL_BYTES, Wanted, escaped, set_cell
 from neve.bigtable.table import FRESH_SECONDS, BigTable
 from neve.castore.digest import b3_digest
 from neve.castore.directories import bigtable as directories_module
@@ -33,6 +33,7 @@ from neve.testing.directories import leaf, parent, put_closure, tree
 from neve.testing.nar_nodes import nar_of
 from neve.testing.pathinfos import path_info, signature
 from tests.bigtable.emulated import FAMILY, NARS, NewTable
+from tests.store.helpers import resident
 
 pytestmark = pytest.mark.bigtable
 
@@ -271,6 +272,27 @@ def test_pages_of_long_path_infos_end_early(table: Table, monkeypatch: pytest.Mo
     service.put_many(infos)
     assert service.list() == infos[:1]
     assert list(service) == infos
+
+
+@pytest.mark.slow
+def test_many_rows_in_bounded_memory(table: Table) -> None:
+    """And in that of the library, which holds what the server has sent."""
+    service, total, value = table.path_infos(), 40_000, b"\1" * 2500
+    for start in range(0, total, 1000):
+        keys = [number.to_bytes(20, "big").hex().encode() for number in range(start, start + 1000)]
+        service._table._mutate([(key, set_cell(FAMILY, key, value)) for key in keys])
+    lists: list[Callable[[bytes, int], Sequence[tuple[bytes, object]]]] = [
+        service.list_with_ages,
+        service.list_encoded,
+    ]
+    before = peak = resident()
+    for list_page in lists:
+        count, after = 0, b""
+        while page := list_page(after, 2000):
+            count, after = count + len(page), page[-1][0]
+            peak = max(peak, resident())
+        assert count == total
+    assert peak - before < 48 * 1024 * 1024, "all of them take more than twice as much"
 
 
 def test_more_than_one_request_takes(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
