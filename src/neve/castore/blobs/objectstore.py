@@ -255,6 +255,9 @@ class ObjectBlobService(BlobService):
         self._bucket.delete([key_of(table, digest) for digest in gone])
         return set(gone)
 
+    def remove_leftovers(self, unused_for: float) -> int:
+        return sum(self._bucket.remove_leftovers(table, unused_for) for table in (BLOBS, CHUNKS))
+
     def close(self) -> None:
         self._bucket.close()
 

@@ -283,6 +283,10 @@ class Bucket:
                 if digest is not None:  # Else it is somebody else's.
                     yield Listed(digest, meta["last_modified"].timestamp(), meta["size"])
 
+    def remove_leftovers(self, table: str, unused_for: float) -> int:
+        """Removes files that were never finished; of what is no folder the store itself cleans up."""
+        return 0 if self._files is None else self._files.remove_leftovers(folder(table), unused_for)
+
     # Failures.
 
     def _named(self, key: str) -> str:
