@@ -96,6 +96,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "kernel": _kernel_source,
     "manual": lambda: _program("groff"),
     "nix": lambda: _program("nix-store"),
+    "pgbouncer": lambda: _program("pgbouncer"),
     "postgresql": _postgresql,
     "qemu": _guests,
     "root": _mounts,

@@ -351,6 +351,21 @@ def test_tables_of_a_newer_version(postgresql: PostgresServer, database: str) ->
         service.get(leaf("a").digest)
 
 
+def test_a_migration_takes_the_time_that_it_needs(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for those who wait for it. Other statements are given up as always."""
+    monkeypatch.setattr("neve.postgres.database._LATE_SECONDS", 0.0)
+    with directories(database) as service:
+        service.put(leaf("a"))
+    monkeypatch.setattr("neve.postgres.schema.MIGRATIONS", (*MIGRATIONS, "select pg_sleep(3)"))
+    urls = [f"{database}&timeout=1&application_name=n{number}" for number in range(2)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as threads:
+        services = [stack.enter_context(directories(url)) for url in urls]
+        found = [threads.submit(service.list) for service in services]
+        assert [one.result() for one in found] == [[leaf("a").digest]] * 2
+    with opened(urls[0]) as one, pytest.raises(Unavailable, match=r"not done in time|does not answer"):
+        one.read(lambda connection: connection.execute("select pg_sleep(60)"))
+
+
 def test_a_migration_that_fails_leaves_nothing(
     postgresql: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
