@@ -408,6 +408,43 @@ def test_equal_times_do_not_hide_a_change(table: Table) -> None:
     assert service._table.replace(row.cell, b"x")
 
 
+def test_equal_times_do_not_hide_a_change_of_something_long(table: Table) -> None:
+    """Of which not all goes into a condition: what is put in place of it is later, and what is put when it is
+    gone may differ at its ends, whatever bytes are there."""
+    service = table.path_infos()._table
+    key, micros = b"00" * 20, ago(-3600)  # By a clock that is ahead.
+    odd = bytes(range(256)) * 200
+    for other in (odd + b"x", b"x" + odd, odd[:-1] + b"\0"):
+        service.delete([key])
+        table.write(bytes(20), odd, micros)
+        [row] = service.get([key])
+        assert service.replace(row.cell, odd)
+        [row] = service.get([key])
+        service.put(key, other)
+        assert not service.replace(row.cell, b"lost")
+        service.delete([key])
+        table.write(bytes(20), other, row.cell.micros)
+        assert not service.replace(row.cell, b"lost")
+    [row] = service.get([key])
+    assert row.cell.value == other
+
+
+def test_what_is_put_in_place_of_anything(table: Table) -> None:
+    """Of nothing, of a row that is none, and of what others put there at the same time."""
+    service = table.path_infos()._table
+    key = b"00" * 20
+    service.put(key, b"first")
+    table.emulator.write(table.name, FAMILY, key, {b"other": b"odd"})
+    service.put(key, b"second")
+    assert [row.cell.value for row in service.get([key])] == [b"second"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: service.put(key, b"%d" % number), range(32)))
+    [row] = service.get([key])
+    assert int(row.cell.value) in range(32)
+    service.delete([key])
+    assert list(service.get([key])) == []
+
+
 # Read-only.
 
 
