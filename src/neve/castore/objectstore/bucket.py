@@ -155,6 +155,8 @@ class Bucket:
             if piece is None:
                 break
             left -= len(piece)
+            if left < 0:
+                raise Unavailable(f"{self._named(key)}: more than the {size} bytes come that were announced")
             yield bytes(piece)
         if left:
             raise BrokenOff(f"{self._named(key)}: {size - left} bytes came instead of {size}")
