@@ -31,6 +31,8 @@ _LATE_SECONDS = 5.0
 """How much later than the server itself we give up waiting for it."""
 _MIGRATION_SECONDS = 24 * 3600.0
 """How long to wait for one step of making older tables new: as long as it takes, but not for ever."""
+_MAX_MILLISECONDS = 2**31 - 1
+"""What the server takes for a limit: 24 days."""
 _LET_IN_SECONDS = 5.0
 """How long to try to get into a server that is starting, or full."""
 _PAUSE_SECONDS = 0.05
@@ -159,7 +161,7 @@ class Database:
         return connection
 
     def _options(self, given: str | None) -> str:
-        milliseconds = max(1, round(self.target.timeout * 1000))
+        milliseconds = min(max(1, round(self.target.timeout * 1000)), _MAX_MILLISECONDS)
         # Who is stopped in the middle of something must not stop all others.
         ours = f"-c statement_timeout={milliseconds} -c idle_in_transaction_session_timeout={milliseconds}"
         # What is said here counts, and not the environment: so that goes in, too.
