@@ -126,6 +126,19 @@ def test_what_dead_writers_left_goes(bucket: Place, tmp_path: Path) -> None:
         check(store)
 
 
+def test_what_cannot_be_removed_is_told_and_in_nobodys_way(bucket: Place, tmp_path: Path) -> None:
+    (tmp_path / "stays").write_bytes(b"stays")
+    with bucket.opened() as store:
+        store.import_path(tmp_path / "stays")
+    there = next(path for path in (tmp_path / "store").glob("blobs/chunks/b3/*/*") if path.is_file())
+    # A folder of that name: nobody has a right to remove it as a file.
+    there.with_name(f"{there.name}#1").mkdir()
+    with bucket.opened() as store:
+        (problem,) = collect(store, grace=0).problems
+        assert problem.startswith("what was not finished could not be removed: cannot look for unfinished")
+        check(store)
+
+
 def test_a_whole_collection_over_s3(each_s3: S3Server, tmp_path: Path) -> None:
     url = each_s3.url(each_s3.bucket(), "/prefix")
     trees = [make_tree(tmp_path / str(number), number, files=10) for number in range(2)]

@@ -230,7 +230,10 @@ class _Run:
         report = self._report
         if not self._rules.dry_run:
             for service in (self._services.blobs, self._services.directories):
-                service.remove_leftovers(self._rules.aged_grace)
+                try:
+                    service.remove_leftovers(self._rules.aged_grace)
+                except NeveError as error:
+                    report.problems.append(f"what was not finished could not be removed: {error}")
         for use in self._parts.uses.values():
             packs = use.packs
             used = survey(packs.index)
