@@ -16,7 +16,7 @@ PYTEST_OPTIONS ?= -n 2
 
 # What a test needs of the system, as Debian's packages; tests/conftest.py skips tests without it.
 SYSTEM_PACKAGES := busybox-static chromium chromium-driver cpio fish fuse3 groff-base linux-image-cloud-amd64 \
-	linux-source-6.1 nix-bin pgbouncer postgresql qemu-system-x86 strace systemd zsh
+	linux-source-6.1 nix-bin pgbouncer postgresql qemu-system-x86 rclone strace systemd zsh
 
 # An emulator of Bigtable: where Google's package has it, or where Go puts it (src/neve/testing/bigtable.py looks
 # there too).

@@ -102,6 +102,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _mounts,
     "seccomp": seccomp.missing,
     "strace": lambda: _program("strace"),
+    "webdav": lambda: _program("rclone"),
     "systemd": lambda: _program("systemd-analyze") or _program("systemd-socket-activate"),
 }
 

@@ -59,7 +59,7 @@ def s3_url(port: int, bucket: str, prefix: str = "", **more: object) -> str:
 def moto_server() -> Iterator[S3Server]:
     """Moto's server, in a process of its own."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with _running(command, _MOTO_RUNS) as port:
+    with running(command, _MOTO_RUNS) as port:
         yield S3Server(port)
 
 
@@ -74,12 +74,12 @@ def gofakes3_server() -> Iterator[S3Server]:
     """gofakes3, with everything in its memory. Tests that need it are marked ``gofakes3``."""
     program = gofakes3_program()
     assert program is not None
-    with _running([program, "-backend", "memory", "-host", "127.0.0.1:0"], _GOFAKES3_RUNS) as port:
+    with running([program, "-backend", "memory", "-host", "127.0.0.1:0"], _GOFAKES3_RUNS) as port:
         yield S3Server(port)
 
 
 @contextmanager
-def _running(command: Sequence[str], says: re.Pattern[bytes]) -> Iterator[int]:
+def running(command: Sequence[str], says: re.Pattern[bytes]) -> Iterator[int]:
     """The port of a server that tells it in its log."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:

@@ -18,7 +18,7 @@ from neve.castore.ages import SLACK
 from neve.castore.at_once import CallsAtOnce
 from neve.castore.digest import Digest
 from neve.castore.objectstore.failures import BrokenOff, is_no_bucket, is_of_library, translated
-from neve.castore.objectstore.layout import digest_in, folder, key_of
+from neve.castore.objectstore.layout import digest_in, folder, is_folder, key_of
 from neve.castore.objectstore.settings import Settings, settings_of
 from neve.errors import Corrupt, InvalidRequest, Unavailable, Unsupported
 from neve.packstore.layout import temporary_errors
@@ -264,8 +264,9 @@ class Bucket:
         """For stores that list in any order, or always from the start: each folder holds few enough."""
         with self._errors("list", folder(table)):
             found = self._store.list_with_delimiter(folder(table))["common_prefixes"]
-        first = after[:2].hex()
-        folders = sorted(name for name in found if name.rpartition("/")[2] >= first)
+        # By their own names: WebDAV has the path of the address before them, and has what was asked for, too.
+        names = sorted(name for path in found if is_folder(name := path.rpartition("/")[2]))
+        folders = [f"{folder(table)}/{name}" for name in names if name >= after[:2].hex()]
         # Not more at once than a page may need: each is at hand as a whole.
         for start in range(0, len(folders), at_once := min(_FOLDERS_AT_ONCE, limit)):
             part = folders[start : start + at_once]
