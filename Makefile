@@ -16,12 +16,15 @@ PYTEST_OPTIONS ?= -n 2
 
 # What a test needs of the system, as Debian's packages; tests/conftest.py skips tests without it.
 SYSTEM_PACKAGES := busybox-static chromium chromium-driver cpio fish fuse3 groff-base linux-image-cloud-amd64 \
-	linux-source-6.1 nix-bin postgresql prometheus qemu-system-x86 strace systemd zsh
+	linux-source-6.1 nix-bin pgbouncer postgresql prometheus qemu-system-x86 rclone strace systemd zsh
 
 # An emulator of Bigtable: where Google's package has it, or where Go puts it (src/neve/testing/bigtable.py looks
 # there too).
 BIGTABLE_EMULATOR := cloud.google.com/go/bigtable/cmd/emulator@v1.58.0
 BIGTABLE_EMULATORS := /usr/lib/google-cloud-sdk/platform/bigtable-emulator/cbtemulator $(HOME)/go/bin/emulator
+
+# A second server that speaks S3: from the path, or where Go puts it (tests/s3.py looks there too).
+GOFAKES3 := github.com/johannesboyne/gofakes3/cmd/gofakes3@v1.2.0
 
 INSTALLED := $(VENV)/.installed
 
@@ -78,6 +81,10 @@ test-system-deps:  ## as root, on Debian: install what else the tests need
 		echo "Missing, for the tests of Bigtable: Go, or Google's package google-cloud-cli-bigtable-emulator" >&2; \
 		exit 1; fi; \
 	GOBIN="$$HOME/go/bin" go install $(BIGTABLE_EMULATOR)
+	@for program in "$$(command -v gofakes3)" "$$HOME/go/bin/gofakes3"; do \
+		if [ -x "$$program" ]; then echo "There is gofakes3: $$program"; exit 0; fi; done; \
+	if ! command -v go >/dev/null; then echo "Missing, for the tests of object stores: Go" >&2; exit 1; fi; \
+	GOBIN="$$HOME/go/bin" go install $(GOFAKES3)
 
 check: setup  ## the gate: format, lint, types, layers, generated code, lock
 	@scripts/check

@@ -21,7 +21,7 @@ from neve.errors import NeveError
 from neve.testing.bigtable import emulator_program
 from neve.testing.guests import cloud_kernels
 from tests.faults import seccomp
-from tests.s3 import S3Server, moto_server
+from tests.s3 import S3Server, gofakes3_program, gofakes3_server, moto_server
 
 if TYPE_CHECKING:
     from neve.testing.postgresql import PostgresServer
@@ -82,21 +82,28 @@ def _bigtable() -> str | None:
     return None if emulator_program() else "the Bigtable emulator (cbtemulator) is not installed"
 
 
+def _gofakes3() -> str | None:
+    return None if gofakes3_program() else "gofakes3, the second server that speaks S3, is not installed"
+
+
 # Each tells what is missing, or None.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "bigtable": _bigtable,
     "browser": lambda: _program("chromium") or _program("chromedriver"),
     "completion": lambda: _program("bash") or _program("zsh") or _program("fish"),
     "fuse": _fuse,
+    "gofakes3": _gofakes3,
     "kernel": _kernel_source,
     "manual": lambda: _program("groff"),
     "nix": lambda: _program("nix-store"),
+    "pgbouncer": lambda: _program("pgbouncer"),
     "postgresql": _postgresql,
     "prometheus": lambda: _program("promtool"),
     "qemu": _guests,
     "root": _mounts,
     "seccomp": seccomp.missing,
     "strace": lambda: _program("strace"),
+    "webdav": lambda: _program("rclone"),
     "systemd": lambda: _program("systemd-analyze") or _program("systemd-socket-activate"),
 }
 
@@ -146,6 +153,21 @@ def s3() -> Iterator[S3Server]:
     """A server that speaks S3; each test makes a bucket of its own there."""
     with moto_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def gofakes3() -> Iterator[S3Server]:
+    """Another one. Tests with it are marked ``gofakes3``."""
+    with gofakes3_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["s3", pytest.param("gofakes3", marks=pytest.mark.gofakes3)])
+def each_s3(request: pytest.FixtureRequest) -> S3Server:
+    """One after the other."""
+    server = request.getfixturevalue(request.param)
+    assert isinstance(server, S3Server)
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -137,7 +137,7 @@ def test_the_guide_to_backups_tells_every_option_of_a_mirror() -> None:
 def test_every_parameter_of_a_database_is_told_with_its_default() -> None:
     text = (DOCS / "postgresql.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z]+)` \| ([^|]+) \|", text, re.MULTILINE))
-    defaults = (postgres.DEFAULT_SCHEMA, f"{postgres.DEFAULT_TIMEOUT:g}", str(postgres.DEFAULT_POOL))
+    defaults = (postgres.DEFAULT_SCHEMA, f"{postgres.DEFAULT_TIMEOUT:g}", str(postgres.DEFAULT_POOL), "none")
     assert rows == dict(zip(postgres.PARAMETERS, defaults, strict=True))
     passed_on = text.partition("Those of libpq")[2].partition("Any other is refused")[0]
     assert tuple(re.findall(r"`([a-z_]+)`", passed_on)) == postgres.LIBPQ_PARAMETERS

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from neve.bigtable.address import target_of
-from neve.bigtable.messages import _MAX_COMPARED, MAX_CELL_BYTES, Wanted, escaped
+from neve.bigtable.messages import _MAX_COMPARED, MAX_CELL_BYTES, Wanted, escaped, set_cell
 from neve.bigtable.table import FRESH_SECONDS, BigTable
 from neve.castore.digest import b3_digest
 from neve.castore.directories import bigtable as directories_module
@@ -33,6 +33,7 @@ from neve.testing.directories import leaf, parent, put_closure, tree
 from neve.testing.nar_nodes import nar_of
 from neve.testing.pathinfos import path_info, signature
 from tests.bigtable.emulated import FAMILY, NARS, NewTable
+from tests.store.helpers import resident
 
 pytestmark = pytest.mark.bigtable
 
@@ -273,6 +274,27 @@ def test_pages_of_long_path_infos_end_early(table: Table, monkeypatch: pytest.Mo
     assert list(service) == infos
 
 
+@pytest.mark.slow
+def test_many_rows_in_bounded_memory(table: Table) -> None:
+    """And in that of the library, which holds what the server has sent."""
+    service, total, value = table.path_infos(), 40_000, b"\1" * 2500
+    for start in range(0, total, 1000):
+        keys = [number.to_bytes(20, "big").hex().encode() for number in range(start, start + 1000)]
+        service._table._mutate([(key, set_cell(FAMILY, key, value)) for key in keys])
+    lists: list[Callable[[bytes, int], Sequence[tuple[bytes, object]]]] = [
+        service.list_with_ages,
+        service.list_encoded,
+    ]
+    before = peak = resident()
+    for list_page in lists:
+        count, after = 0, b""
+        while page := list_page(after, 2000):
+            count, after = count + len(page), page[-1][0]
+            peak = max(peak, resident())
+        assert count == total
+    assert peak - before < 48 * 1024 * 1024, "all of them take more than twice as much"
+
+
 def test_more_than_one_request_takes(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     import neve.bigtable.table as table_module
 
@@ -384,6 +406,43 @@ def test_equal_times_do_not_hide_a_change(table: Table) -> None:
     assert not service._table.replace(row.cell, b"x")
     [row] = service._table.get([info.digest.hex().encode()])
     assert service._table.replace(row.cell, b"x")
+
+
+def test_equal_times_do_not_hide_a_change_of_something_long(table: Table) -> None:
+    """Of which not all goes into a condition: what is put in place of it is later, and what is put when it is
+    gone may differ at its ends, whatever bytes are there."""
+    service = table.path_infos()._table
+    key, micros = b"00" * 20, ago(-3600)  # By a clock that is ahead.
+    odd = bytes(range(256)) * 200
+    for other in (odd + b"x", b"x" + odd, odd[:-1] + b"\0"):
+        service.delete([key])
+        table.write(bytes(20), odd, micros)
+        [row] = service.get([key])
+        assert service.replace(row.cell, odd)
+        [row] = service.get([key])
+        service.put(key, other)
+        assert not service.replace(row.cell, b"lost")
+        service.delete([key])
+        table.write(bytes(20), other, row.cell.micros)
+        assert not service.replace(row.cell, b"lost")
+    [row] = service.get([key])
+    assert row.cell.value == other
+
+
+def test_what_is_put_in_place_of_anything(table: Table) -> None:
+    """Of nothing, of a row that is none, and of what others put there at the same time."""
+    service = table.path_infos()._table
+    key = b"00" * 20
+    service.put(key, b"first")
+    table.emulator.write(table.name, FAMILY, key, {b"other": b"odd"})
+    service.put(key, b"second")
+    assert [row.cell.value for row in service.get([key])] == [b"second"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: service.put(key, b"%d" % number), range(32)))
+    [row] = service.get([key])
+    assert int(row.cell.value) in range(32)
+    service.delete([key])
+    assert list(service.get([key])) == []
 
 
 # Read-only.

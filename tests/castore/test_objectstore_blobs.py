@@ -48,7 +48,7 @@ class TestFile(ObjectStoreContract):
 
 class TestS3(ObjectStoreContract):
     @pytest.fixture
-    def service(self, s3: S3Server) -> Iterator[BlobService]:
-        service = BLOB_SERVICES.open(s3.url(s3.bucket()))
+    def service(self, each_s3: S3Server) -> Iterator[BlobService]:
+        service = BLOB_SERVICES.open(each_s3.url(each_s3.bucket()))
         yield service
         service.close()

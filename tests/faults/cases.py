@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neve.store.check import verify_store
-from neve.store.services import open_services
-from tests.faults.operations import Holds, Operation, local
+from tests.faults.operations import Holds, Operation
 from tests.faults.seccomp import Kind
 from tests.faults.supervised import NEEDS_ROOM, Call, Fault, Outcome, Way
 from tests.faults.world import World, in_turn
@@ -136,7 +135,7 @@ class Sweep:
 
     def _look_into(self, name: str, must: set[str], may: set[str], *, whole: bool) -> None:
         hashes = {item.store_path: item.nar_hash for item in self._world.items.values()}
-        services = open_services(local(self._folder, name))
+        services = self._operation.opens(self._folder, name)
         try:
             there = {found.store_path.absolute for found in services.path_infos}
             assert must <= there <= may, f"{name}: {there}"
@@ -167,6 +166,8 @@ class Sweep:
         for path, _, files in os.walk(self._folder):
             for file in files:
                 there = os.path.join(path, file)
-                names.add(os.path.relpath(there, self._folder))
-                size += os.lstat(there).st_size
+                name = os.path.relpath(there, self._folder)
+                names.add(name)
+                # What may stay is not part of the store.
+                size += 0 if re.match(self._operation.may_leave, name) else os.lstat(there).st_size
         return names, size

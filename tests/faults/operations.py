@@ -26,7 +26,7 @@ from neve.packstore.uses import lasting_uses
 from neve.store.gc.collect import collect_garbage
 from neve.store.gc.rules import Rules
 from neve.store.pins import pins_of
-from neve.store.services import open_services
+from neve.store.services import Services, open_services
 from neve.store.signing import read_secret_key
 from tests.faults import world as worlds
 from tests.faults.world import World
@@ -47,6 +47,10 @@ def _nothing(world: World, folder: Path) -> Sequence[Action]:
     return ()
 
 
+def _open_local(folder: Path, name: str) -> Services:
+    return open_services(local(folder, name))
+
+
 def _no_files(world: World, folder: Path, output: str, done: bool) -> None:
     pass
 
@@ -61,6 +65,8 @@ class Operation:
     """What is done before."""
     stores: dict[str, Holds] = dataclasses.field(default_factory=dict)
     """By the names of their folders."""
+    opens: Callable[[Path, str], Services] = _open_local
+    """How they are looked into."""
     check: Callable[[World, Path, str, bool], None] = _no_files
     """Asserts what holds for other files, by what was printed, when it has been done and when it has not."""
     prints_paths: bool = False
@@ -69,6 +75,8 @@ class Operation:
     """What it begins with is."""
     once: bool = False
     """Where it has been done, it is refused."""
+    may_leave: str = "(?!)"
+    """A pattern of what stays when it is killed, and is in nobody's way."""
 
 
 THREADS, TURNS = 4, 3
@@ -277,6 +285,32 @@ def _keys(world: World, folder: Path, output: str, done: bool) -> None:
         assert read_secret_key(folder / "key").name == "name-1"
 
 
+def _objects(folder: Path) -> dict[str, str]:
+    """Contents in a folder of objects, path infos in an embedded store."""
+    url = f"objectstore+file://{folder}/objects"
+    return {"blob_service": url, "directory_service": url, "path_info_service": local(folder, "paths")}
+
+
+def _in_objects(folder: Path) -> list[str]:
+    return [f"--{name.replace('_', '-')}-addr={url}" for name, url in _objects(folder).items()]
+
+
+def _import_objects(*trees: str) -> Callable[[World, Path], Action]:
+    return lambda world, folder: worlds.neve(
+        "import", *_in_objects(folder), *(world.items[tree].tree for tree in trees)
+    )
+
+
+def _gc_objects(world: World, folder: Path) -> Action:
+    return worlds.neve(
+        *("gc", "--grace", "0", "--keep", world.items["first"].store_path), *_in_objects(folder)
+    )
+
+
+def _objects_of(folder: Path, _: str) -> Services:
+    return open_services(**_objects(folder))
+
+
 def _many(*operations: Operation) -> dict[str, Operation]:
     return {operation.name: operation for operation in operations}
 
@@ -302,8 +336,17 @@ OPERATIONS = _many(
         {"store": Holds(("first",), ("first", "second"))},
         prints_paths=True,
     ),
-    Operation("group-commit", _group, _imported(store=["first"]), _STAYS, _grouped),
-    Operation("promise", _promise, _with_blobs, _STAYS, _promised),
+    Operation(
+        "objects-import",
+        _import_objects("second", "large"),
+        lambda world, folder: [_import_objects("first")(world, folder)],
+        {"paths": Holds(("first",), ("first", "large", "second"))},
+        opens=_objects_of,
+        prints_paths=True,
+        may_leave=r"objects/.*#[0-9]+",
+    ),
+    Operation("group-commit", _group, _imported(store=["first"]), _STAYS, check=_grouped),
+    Operation("promise", _promise, _with_blobs, _STAYS, check=_promised),
     Operation(
         "gc",
         _on_store("gc", "--keep", of="first"),
@@ -311,7 +354,18 @@ OPERATIONS = _many(
         {"store": Holds(("first", "second", "large"), ("first",))},
     ),
     Operation(
-        "pin", _on_store("pin", "add", "name", of="first"), _imported(store=["first"]), _STAYS, _pinned
+        "objects-gc",
+        _gc_objects,
+        lambda world, folder: [_import_objects("first", "second", "large")(world, folder)],
+        {"paths": Holds(("first", "second", "large"), ("first",))},
+        opens=_objects_of,
+    ),
+    Operation(
+        "pin",
+        _on_store("pin", "add", "name", of="first"),
+        _imported(store=["first"]),
+        _STAYS,
+        check=_pinned,
     ),
     Operation(
         "rebuild-index",
@@ -325,7 +379,7 @@ OPERATIONS = _many(
         _imported(store=["first"], source=["first", "second"]),
         _GROWS | {"source": _BOTH},
     ),
-    Operation("export", _export, _with_out, _STAYS, _exported, once=True),
+    Operation("export", _export, _with_out, _STAYS, check=_exported, once=True),
     Operation(
         "repair",
         lambda world, folder: _on_store("verify", "--repair-from", local(folder, "source"))(world, folder),

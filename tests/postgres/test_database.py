@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -178,6 +179,38 @@ def test_options_of_the_environment_count(database: str, monkeypatch: pytest.Mon
     with opened(database) as one:
         found = one.read(lambda connection: connection.execute("show work_mem").fetchone())
     assert found == ("5MB",)
+
+
+@pytest.mark.parametrize("timeout", ["86400", "999999999"])
+def test_a_long_timeout(database: str, timeout: str) -> None:
+    """Also one that is longer than any that the server has."""
+    with directories(f"{database}&timeout={timeout}") as service:
+        assert service.list() == []
+
+
+def test_settings_of_somebody_else(database: str) -> None:
+    """What they make of values and conditions is not what we ask for."""
+    settings = {
+        "bytea_output": "escape",
+        "DateStyle": "German",
+        "IntervalStyle": "sql_standard",
+        "TimeZone": "Asia/Tokyo",
+        "default_transaction_isolation": "serializable",
+        "extra_float_digits": "-15",
+        "search_path": "nowhere",
+        "standard_conforming_strings": "off",
+        "transform_null_equals": "on",
+    }
+    options = quote(" ".join(f"-c {name}={value}" for name, value in settings.items()))
+    with directories(f"{database}&options={options}&application_name=odd") as service:
+        put_closure(service, tree())
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda number: service.put(leaf(str(number % 5))), range(20)))
+        listed = service.list_with_ages()
+        assert len(listed) == len(tree()) + 5
+        assert all(0 <= age < 3600 for _, age in listed)
+        assert len(list(service.get_recursive(tree()[-1].digest))) == len(tree())
+        assert service.delete_many([leaf("1").digest], unused_for=3600) == 0
 
 
 def test_passwords_are_in_no_representation() -> None:
@@ -349,6 +382,21 @@ def test_tables_of_a_newer_version(postgresql: PostgresServer, database: str) ->
         pytest.raises(Unsupported, match=f"have version 1000, this neve knows those up to {len(MIGRATIONS)}"),
     ):
         service.get(leaf("a").digest)
+
+
+def test_a_migration_takes_the_time_that_it_needs(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for those who wait for it. Other statements are given up as always."""
+    monkeypatch.setattr("neve.postgres.database._LATE_SECONDS", 0.0)
+    with directories(database) as service:
+        service.put(leaf("a"))
+    monkeypatch.setattr("neve.postgres.schema.MIGRATIONS", (*MIGRATIONS, "select pg_sleep(3)"))
+    urls = [f"{database}&timeout=1&application_name=n{number}" for number in range(2)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as threads:
+        services = [stack.enter_context(directories(url)) for url in urls]
+        found = [threads.submit(service.list) for service in services]
+        assert [one.result() for one in found] == [[leaf("a").digest]] * 2
+    with opened(urls[0]) as one, pytest.raises(Unavailable, match=r"not done in time|does not answer"):
+        one.read(lambda connection: connection.execute("select pg_sleep(60)"))
 
 
 def test_a_migration_that_fails_leaves_nothing(

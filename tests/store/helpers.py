@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from neve.castore.blobs.base import BlobReader, BlobService, BlobWriter
 from neve.castore.digest import EMPTY_BLOB, Digest
@@ -127,3 +128,9 @@ def leaving_nothing_open() -> Iterator[None]:
         while (left := set(threading.enumerate()) - threads) and time.monotonic() < deadline:
             time.sleep(0.01)  # A joined thread may need a moment to be gone from the list.
         assert not left
+
+
+def resident() -> int:
+    """Bytes of memory that this process has, the library's too."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -18,7 +18,8 @@ def opened(s3: S3Server, bucket: str, tmp_path: Path) -> Store:
     return neve.open(f"local://{tmp_path}/store", blob_service=url, directory_service=url)
 
 
-def test_a_store_in_a_bucket(s3: S3Server, tmp_path: Path) -> None:
+def test_a_store_in_a_bucket(each_s3: S3Server, tmp_path: Path) -> None:
+    s3 = each_s3
     tree = tmp_path / "tree"
     (tree / "sub" / "deep").mkdir(parents=True)
     (tree / "sub" / "deep" / "file").write_bytes(b"contents")

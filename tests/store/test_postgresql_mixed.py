@@ -23,6 +23,7 @@ from neve.testing.pathinfos import signature
 from neve.testing.postgresql import PostgresServer
 from neve.testing.servers import running_daemon
 from tests.http_cache.serving import serving
+from tests.s3 import S3Server
 from tests.store.gc.helpers import collect, make_tree, paths
 
 pytestmark = pytest.mark.postgresql
@@ -99,6 +100,30 @@ def test_collecting(postgresql: PostgresServer, store: Store, tmp_path: Path, da
     assert verify_store(store.services).problems == []
     with pytest.raises(NotFound):
         store.path_info(dropped.store_path)
+
+
+def test_collecting_from_a_bucket(each_s3: S3Server, tmp_path: Path, database: str) -> None:
+    """Nothing is on this machine: all contents in a bucket, all else in the database."""
+    url = each_s3.url(each_s3.bucket())
+
+    def opened() -> Store:
+        return neve.open(blob_service=url, directory_service=database, path_info_service=database)
+
+    with opened() as store:
+        kept, dropped = (imported(store, tmp_path, number) for number in (1, 2))
+        blobs, directories = len(store.blobs.list()), len(store.directories.list())
+    with opened() as store:
+        told = collect(store, keep=[kept.store_path], grace=0, dry_run=True)
+        assert len(store.blobs.list()) == blobs
+        report = collect(store, keep=[kept.store_path], grace=0)
+        assert report.paths_dropped == 1
+        assert told.blobs_dropped == report.blobs_dropped == blobs - len(store.blobs.list()) > 0
+        assert report.directories_dropped == directories - len(store.directories.list()) > 0
+        assert paths(store) == {kept.store_path}
+        assert verify_store(store.services, nar_hashes=True).problems == []
+    with opened() as store:
+        assert store.import_path(tmp_path / "tree-2", ImportOptions(name="tree-2")) == dropped
+        assert verify_store(store.services, nar_hashes=True).problems == []
 
 
 def test_two_daemons_over_one_database(tmp_path: Path, database: str) -> None:

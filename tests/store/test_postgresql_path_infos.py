@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +25,7 @@ from neve.testing.pathinfos import (
     store_path,
 )
 from neve.testing.postgresql import PostgresServer, schema_of
+from tests.store.helpers import resident
 
 pytestmark = pytest.mark.postgresql
 
@@ -180,3 +181,28 @@ def test_nobody_signs_what_is_gone(service: PathInfoService) -> None:
     with pytest.raises(NotFound):
         service.add_signatures(given.digest, [signature("key")])
     assert service.get(given.digest) is None
+
+
+@pytest.mark.slow
+def test_a_million_rows_in_bounded_memory(
+    postgresql: PostgresServer, database: str, service: PathInfoService
+) -> None:
+    """Each row damaged: of those there is more to say than of others."""
+    assert service.list() == []
+    postgresql.execute(
+        f"insert into {schema_of(database)}.path_infos (digest, data) "
+        "select int8send(n) || substr(sha256(''), 1, 12), sha256('') from generate_series(1, 1000000) as n"
+    )
+    lists: list[Callable[[bytes, int], Sequence[tuple[bytes, object]]]] = [
+        service.list_with_ages,
+        service.list_encoded,
+    ]
+    before = peak = resident()
+    for list_page in lists:
+        count, after = 0, b""
+        while page := list_page(after, 5000):
+            assert after < page[0][0]
+            count, after = count + len(page), page[-1][0]
+            peak = max(peak, resident())
+        assert count == 1_000_000
+    assert peak - before < 48 * 1024 * 1024, "all take many times as much"

@@ -24,7 +24,10 @@ _MAX_CELLS = 16
 
 _MAX_COMPARED = 8 * 1024
 """Longest value that goes into a condition, twice: Bigtable takes filters of 20 KiB. A longer one is known by
-its time alone, which is another with each change that is made here."""
+its ends, and its time, which is another with each change of a row that is there."""
+
+_ENDS = 1024
+"""Bytes of each end; in a regular expression they may take four times as much."""
 
 # The messages of protobuf itself: those of the library around them are slow.
 _ReadRows: Any = bigtable.ReadRowsRequest.pb()
@@ -228,6 +231,8 @@ class Condition(NamedTuple):
     present: bool = True
     """That there is one; or that there is none, of which the following is said."""
     value: bytes | None = None
+    ends: tuple[bytes, bytes] | None = None
+    """What its value begins and ends with."""
     since: int = 0
     """Written at this time (microseconds), or later ..."""
     before: int = 0
@@ -236,8 +241,10 @@ class Condition(NamedTuple):
 
 def unchanged(cell: Cell) -> Condition:
     """That the row still has this cell."""
-    value = cell.value if len(cell.value) <= _MAX_COMPARED else None
-    return Condition(value=value, since=cell.micros, before=cell.micros + 1000)
+    condition = Condition(since=cell.micros, before=cell.micros + 1000)
+    if len(cell.value) <= _MAX_COMPARED:
+        return condition._replace(value=cell.value)
+    return condition._replace(ends=(cell.value[:_ENDS], cell.value[-_ENDS:]))
 
 
 def check_request(
@@ -251,6 +258,9 @@ def check_request(
     if condition.value is not None:
         same = {"start_value_closed": condition.value, "end_value_closed": condition.value}
         filters.append(_RowFilter(value_range_filter=data.ValueRange.pb()(**same)))
+    if condition.ends is not None:
+        begin, end = map(escaped, condition.ends)
+        filters.append(_RowFilter(value_regex_filter=begin + rb"\C*" + end))
     changes = {"true_mutations" if condition.present else "false_mutations": mutations}
     return _CheckAndMutateRow(
         table_name=table, app_profile_id=profile, row_key=key, predicate_filter=_chain(*filters), **changes

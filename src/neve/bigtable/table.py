@@ -36,6 +36,9 @@ T = TypeVar("T")
 FRESH_SECONDS = 3600
 """How much older than it is told to be a row's last use may be."""
 
+ATTEMPTS = 100
+"""How often a row is changed anew that others have changed in the meantime."""
+
 _PARALLEL = 16
 """Changes with a condition on the way at once, each of which is one call for one row."""
 
@@ -128,10 +131,21 @@ class BigTable:
             self._mutate(changes)
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Puts a row in place of whatever is there."""
+        """Puts a row in place of whatever is there, and later than that: who is about to replace what he has
+        read must see that it has changed."""
         self.check_writable()
         check_length(key, value)
-        self._mutate([(key, set_cell(self.target.family, key, value))])
+        for _ in range(ATTEMPTS):
+            row = next(self.get([key]), None)
+            if row is None:
+                if self.insert(key, value):
+                    return
+            elif len(row.cells) != 1 or row.cells[0].qualifier != key:
+                self._mutate([(key, set_cell(self.target.family, key, value))])
+                return
+            elif self.replace(row.cells[0], value):
+                return
+        raise Unavailable(f"{self.target.shown}: others change row {shown(key)} all the time")
 
     def replace(self, cell: Cell, value: bytes) -> bool:
         """Puts another value where ``cell`` is, if it still is; whether it was."""

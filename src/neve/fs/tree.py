@@ -6,7 +6,7 @@ was fetched for the one who asks, so that he gets on, however full the caches ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from neve.castore.blobs.base import BlobService
@@ -14,6 +14,7 @@ from neve.castore.digest import Digest
 from neve.castore.directories.base import DirectoryService, directory_not_found
 from neve.castore.directory import Directory
 from neve.castore.node import DirectoryNode, FileNode, Node
+from neve.errors import NotFound
 from neve.fs.caches import Cache
 from neve.fs.contents import Contents
 from neve.fs.loads import Far, Held, Loads, NotAtHand, from_held
@@ -122,6 +123,33 @@ class _Closures:
             yield digest, None
 
 
+class _BelowRoots(Far):
+    """Source of Directories that are not found by themselves: by the root of the tree that they are in, and
+    their digest. What else comes with that root is at hand then, as far as there is room."""
+
+    def __init__(self, service: DirectoryService, cache: Cache[Digest, Listing]) -> None:
+        self._service = service
+        self._cache = cache
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a Directory that is not found may be there."""
+        return not self._service.looks_up_children
+
+    def fetch(self, wanted: Sequence[tuple[Digest, Digest]]) -> Iterator[tuple[object, Listing]]:
+        for root in {root: None for root, _ in wanted}:
+            missing = {digest for of, digest in wanted if of == root}
+            # To the end: so that the service holds all of it, if it holds any.
+            for directory in self._service.get_recursive(root):
+                listing = Listing(directory)
+                self._cache.put(directory.digest, listing, len(directory) + 1)
+                if directory.digest in missing:
+                    missing.remove(directory.digest)
+                    yield (root, directory.digest), listing
+            for digest in missing:
+                raise directory_not_found(digest)
+
+
 class _Roots(Far):
     """Source of what lies in the root, by name: a node, or None."""
 
@@ -149,6 +177,7 @@ class Tree:
 
     def __init__(self, blobs: BlobService, directories: DirectoryService, roots: RootNodes) -> None:
         self._directories = _Directories(directories)
+        self._below_roots = _BelowRoots(directories, self._directories.cache)
         self._closures = _Closures(directories)
         self._roots = _Roots(roots)
         self._root_listings = _RootListings(roots)
@@ -165,11 +194,20 @@ class Tree:
         listing: list[tuple[bytes, type[Node]]] = from_held(self._root_listings, reader, held)
         return listing
 
-    def directory(self, digest: Digest, held: Held) -> Listing:
-        """The Directory that something refers to. Raises ``NotFound`` if it is missing."""
+    def directory(self, digest: Digest, held: Held, root: Callable[[], Digest | None]) -> Listing:
+        """The Directory that something refers to; ``root`` tells the root of the tree that it is in, if it is
+        below one. Raises ``NotFound`` if it is missing."""
         listing = self._directories.cache.get(digest)
-        if listing is None:
+        if listing is not None:
+            return listing
+        try:
             listing = from_held(self._directories, digest, held)
+        except NotFound:
+            top = root() if self._below_roots.is_needed else None
+            if top is None or top == digest:
+                raise
+            listing = from_held(self._below_roots, (top, digest), held)
+        assert isinstance(listing, Listing)
         return listing
 
     def known(self, digest: Digest) -> Listing | None:

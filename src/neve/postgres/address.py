@@ -25,7 +25,7 @@ LIBPQ_PARAMETERS = (
 )
 """What is passed on to libpq as it is. Others change what is sent (``client_encoding``, ``replication``)."""
 
-PARAMETERS = ("schema", "timeout", "pool")
+PARAMETERS = ("schema", "timeout", "pool", "pooler")
 """Our own."""
 
 DEFAULT_SCHEMA = "neve"
@@ -51,6 +51,9 @@ class Target:
     """Seconds for one statement."""
     pool: int
     """Most connections at once."""
+    pooled: bool = False
+    """Something in front of the server gives each transaction another of its connections: nothing that is
+    said to one of them holds for the next."""
 
 
 def target_of(address: Address) -> Target:
@@ -71,6 +74,7 @@ def target_of(address: Address) -> Target:
         schema,
         timeout,
         address.number("pool", DEFAULT_POOL, most=1000),
+        address.choice("pooler", "none", "transaction") == "transaction",
     )
 
 

@@ -18,7 +18,7 @@ from neve.errors import NeveError, Unavailable
 from neve.postgres import errors
 from neve.postgres.address import Target, default, target_of
 from neve.postgres.pool import Pool
-from neve.postgres.schema import bring_up_to_date
+from neve.postgres.schema import bring_up_to_date, is_up_to_date
 from neve.registry import Address
 from neve.telemetry import LOGGER
 
@@ -29,6 +29,10 @@ Connection = psycopg.Connection
 
 _LATE_SECONDS = 5.0
 """How much later than the server itself we give up waiting for it."""
+_MIGRATION_SECONDS = 24 * 3600.0
+"""How long to wait for one step of making older tables new: as long as it takes, but not for ever."""
+_MAX_MILLISECONDS = 2**31 - 1
+"""What the server takes for a limit: 24 days."""
 _LET_IN_SECONDS = 5.0
 """How long to try to get into a server that is starting, or full."""
 _PAUSE_SECONDS = 0.05
@@ -132,21 +136,36 @@ class Database:
             pause = min(2 * pause, 1.0)
         with _closed_on_failure(connection):
             try:
-                bring_up_to_date(connection, self.target.schema, self.where)
+                if not is_up_to_date(connection, self.target.schema):
+                    # A server that holds much takes its time, or one of ours is at it already.
+                    connection.seconds = _MIGRATION_SECONDS
+                    bring_up_to_date(connection, self.target.schema, self.where)
+                    connection.seconds = self._patience
             except psycopg.Error as error:
                 raise self._translated(error, connection, _Lost()) from error
         return connection
 
-    def _new_connection(self) -> Connection:
-        conninfo = dict(self.target.conninfo)
-        milliseconds = max(1, round(self.target.timeout * 1000))
+    @property
+    def _patience(self) -> float:
+        return self.target.timeout + _LATE_SECONDS
+
+    def _new_connection(self) -> _Patient:
+        conninfo: dict[str, Any] = dict(self.target.conninfo)
+        if self.target.pooled:
+            # What is prepared would be so on another connection. Limits are those of the role.
+            conninfo["prepare_threshold"] = None
+        else:
+            conninfo["options"] = self._options(conninfo.get("options"))
+        connection = _Patient.connect(**conninfo, autocommit=True, client_encoding="utf8")
+        connection.seconds = self._patience
+        return connection
+
+    def _options(self, given: str | None) -> str:
+        milliseconds = min(max(1, round(self.target.timeout * 1000)), _MAX_MILLISECONDS)
         # Who is stopped in the middle of something must not stop all others.
         ours = f"-c statement_timeout={milliseconds} -c idle_in_transaction_session_timeout={milliseconds}"
         # What is said here counts, and not the environment: so that goes in, too.
-        conninfo["options"] = f"{conninfo.get('options') or default('options') or ''} {ours}".strip()
-        connection = _Patient.connect(**conninfo, autocommit=True, client_encoding="utf8")  # type: ignore[arg-type]
-        connection.seconds = self.target.timeout + _LATE_SECONDS
-        return connection
+        return f"{given or default('options') or ''} {ours}".strip()
 
 
 class _Patient(psycopg.Connection[Any]):

@@ -6,7 +6,10 @@ import psycopg
 
 from neve.errors import Corrupt, DiskFull, LimitExceeded, NeveError, PermissionDenied, Unavailable
 
-_NOT_LET_IN = ("authentication failed", "no pg_hba.conf entry", "permission denied", "no password supplied")
+_NOT_LET_IN = (
+    *("authentication failed", "no pg_hba.conf entry", "permission denied", "no password supplied"),
+    "requires a valid client certificate",
+)
 """What a server says of a connection that it refuses; that has no SQLSTATE. In other languages than English
 it is told as any other failure to connect."""
 
@@ -21,7 +24,11 @@ _LET_NOBODY_IN_YET = (
     "remaining connection slots",
 )
 
+_POOLER = "is there PgBouncer in front of the database? Then give pooler=transaction in the address"
+
 _HINTS = {
+    "26000": _POOLER,
+    "42P05": _POOLER,
     "25006": "the database takes no changes: it is read-only, or a replica",
     "53100": "disk full on the server",
     "53300": "no connection is left; raise max_connections there, or lower pool= in the address",
@@ -55,6 +62,8 @@ def not_connected(error: psycopg.Error, where: str) -> NeveError:
             f"{where}: a password is needed: write it into ~/.pgpass or another file (passfile=), "
             f"or give it as PGPASSWORD ({said})"
         )
+    if "unsupported startup parameter" in said:
+        return Unavailable(f"{where} cannot be reached: {_POOLER} ({said})")
     if any(words in said for words in _NOT_LET_IN):
         return PermissionDenied(f"{where}: {said}")
     return Unavailable(f"{where} cannot be reached: {said}")

@@ -57,11 +57,14 @@ _HAS_VERSION = """
 """
 
 
+def is_up_to_date(connection: psycopg.Connection, schema: str) -> bool:
+    """Whether the tables are what this version of neve takes them for. Raises what psycopg raises."""
+    return _version(connection, schema) == len(MIGRATIONS)
+
+
 def bring_up_to_date(connection: psycopg.Connection, schema: str, where: str) -> None:
-    """Makes the tables what this version of neve takes them for. Raises ``Unsupported`` if they were made by
-    a newer one, and what psycopg raises."""
-    if _version(connection, schema) == len(MIGRATIONS):
-        return
+    """Makes the tables that, however long it takes. Raises ``Unsupported`` if they were made by a newer
+    version, and what psycopg raises."""
     with connection.transaction():
         connection.execute("set local statement_timeout = 0")
         connection.execute("select pg_advisory_xact_lock(%s)", [_lock_number(schema)])

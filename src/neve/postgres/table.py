@@ -26,13 +26,16 @@ class DatedTable:
         self,
         database: Database,
         name: str,
+        size: int,
         with_them: Callable[[Connection, Sequence[bytes]], object] = lambda connection, digests: None,
     ) -> None:
-        """``with_them`` deletes what else there is of records, in the same transaction."""
+        """``size`` is that of digests in bytes: listings have no rows with other keys, which are not ours.
+        ``with_them`` deletes what else there is of records, in the same transaction."""
         self._database = database
         self._with_them = with_them
         self._statements = {
-            what: database.statement(text.replace("{t}", name)) for what, text in _STATEMENTS.items()
+            what: database.statement(text.replace("{t}", name).replace("{size}", str(size)))
+            for what, text in _STATEMENTS.items()
         }
 
     def present(self, digests: Sequence[bytes]) -> set[bytes]:
@@ -120,7 +123,7 @@ _STATEMENTS = {
     """,
     "page": """
         select digest, extract(epoch from now() - used_at)::float8
-        from {s}.{t} where digest > %b order by digest limit %s
+        from {s}.{t} where digest > %b and octet_length(digest) = {size} order by digest limit %s
     """,
     "lock": """
         select digest from {s}.{t} where digest = any(%b::bytea[])

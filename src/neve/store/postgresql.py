@@ -24,6 +24,7 @@ from neve.store.small_files import SmallFiles, file_key, key_after, kind_and_nam
 from neve.store.wire import encode_node
 
 _SIZE = struct.Struct("<Q")
+_SHA256 = 32
 _AT_ONCE = 1000
 """Rows of some hundred bytes in one statement."""
 
@@ -58,10 +59,14 @@ class PostgresNarNodes(NarNodes):
 
     def nar(self, node: Node) -> Nar | None:
         data = self._rows.get(BY_NODE + b3_digest(encode_node(node)))
-        return None if data is None else Nar(_SIZE.unpack_from(data)[0], data[_SIZE.size :])
+        if data is None:
+            return None
+        if len(data) != _SIZE.size + _SHA256:
+            raise Corrupt(f"the stored NAR of a tree has {len(data)} bytes, must have {_SIZE.size + _SHA256}")
+        return Nar(_SIZE.unpack_from(data)[0], data[_SIZE.size :])
 
     def list_hashes(self, after: bytes = b"", limit: int = 1000) -> Sequence[bytes]:
-        page = self._rows.page(BY_HASH + after, limit)
+        page = self._rows.page(BY_HASH + after, limit, len(BY_HASH) + _SHA256)
         return [key[1:] for key in page if key.startswith(BY_HASH)]
 
     def small_files(self) -> SmallFiles:
@@ -86,7 +91,16 @@ class PostgresSmallFiles(SmallFiles):
         self._rows.set(file_key(kind, name), contents)
 
     def list(self, after: tuple[str, str] = ("", ""), limit: int = 1000) -> Sequence[tuple[str, str]]:
-        return [kind_and_name(key) for key in self._rows.page(key_after(after), limit)]
+        return [_named(key) for key in self._rows.page(key_after(after), limit)]
+
+
+def _named(key: bytes) -> tuple[str, str]:
+    try:
+        return kind_and_name(key)
+    except UnicodeDecodeError as error:
+        raise Corrupt(
+            f"the row of {key[:100].hex()} in the table small_files has no name for a key"
+        ) from error
 
 
 class _SealedTable:
@@ -121,11 +135,12 @@ class _SealedTable:
             lambda connection: connection.execute(self._statements["set"], [key, sealed]).rowcount
         )
 
-    def page(self, after: bytes, limit: int) -> list[bytes]:
-        """Up to ``limit`` keys above ``after``, ascending."""
+    def page(self, after: bytes, limit: int, size: int | None = None) -> list[bytes]:
+        """Up to ``limit`` keys above ``after``, ascending; of ``size`` bytes, if that is given."""
 
         def ask(connection: Connection) -> list[bytes]:
-            rows = connection.execute(self._statements["page"], [after, limit], binary=True).fetchall()
+            parameters = [after, size, size, limit]
+            rows = connection.execute(self._statements["page"], parameters, binary=True).fetchall()
             return [key for (key,) in rows]
 
         return self._database.read(ask) if limit > 0 else []
@@ -140,7 +155,10 @@ _STATEMENTS = {
         insert into {s}.{t} as stored (key, data) values (%b, %b)
         on conflict (key) do update set data = excluded.data where stored.data <> excluded.data
     """,
-    "page": "select key from {s}.{t} where key > %b order by key limit %s",
+    "page": """
+        select key from {s}.{t} where key > %b and (%s::int is null or octet_length(key) = %s)
+        order by key limit %s
+    """,
 }
 
 

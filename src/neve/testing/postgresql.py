@@ -23,14 +23,20 @@ from neve.postgres.table import FRESH_SECONDS
 _START_SECONDS = 120.0
 _STOP_SECONDS = 60.0
 
+_PORT = "5432"
+"""Also in the name of the socket."""
+
 # Nobody needs what is in it when the machine goes down.
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "listen_addresses": "", "max_connections": "60"}
 
 _ACCESS = """\
 local all locked scram-sha-256
 local all all trust
+hostssl all client 127.0.0.1/32 cert
+hostssl all postgres 127.0.0.1/32 trust
 """
-"""Who gets in how: only the user ``locked`` needs a password."""
+"""Who gets in how: only the user ``locked`` needs a password. Over the network all need TLS, and ``client`` a
+certificate of that name."""
 
 
 def server_programs() -> Path | None:
@@ -47,6 +53,7 @@ class PostgresServer:
     def __init__(self, programs: Path, folder: Path) -> None:
         self.folder = folder
         self._programs = programs
+        self.port = _PORT
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
         # The server refuses to run as root. A program of its own becomes the other user: Python would have to
@@ -67,6 +74,7 @@ class PostgresServer:
 
     def start(self, **settings: str) -> None:
         """Starts it, and waits until it lets somebody in."""
+        self.port = settings.get("port", _PORT)
         command = [str(self._programs / "postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder)]
         for name, value in {**_SETTINGS, **settings}.items():
             command += ["-c", f"{name}={value}"]
@@ -95,6 +103,49 @@ class PostgresServer:
                 process.kill()
                 process.wait()
 
+    def own(self, *files: Path) -> None:
+        """Gives it files: it refuses keys that others can read."""
+        for file in files:
+            if os.geteuid() == 0:
+                user = pwd.getpwnam("nobody")
+                os.chown(file, user.pw_uid, user.pw_gid)
+
+    @contextlib.contextmanager
+    def pgbouncer(self, folder: Path, **settings: str) -> Iterator[str]:
+        """PgBouncer in front of it, which gives each transaction one of two connections; the folder of its
+        socket."""
+        lines = {
+            "listen_addr": "",
+            "unix_socket_dir": str(folder),
+            "auth_type": "any",
+            "pool_mode": "transaction",
+            "default_pool_size": "2",
+            "max_client_conn": "100",
+            **settings,
+        }
+        (folder / "pgbouncer.ini").write_text(
+            f"[databases]\n* = host={self.folder} user=postgres\n[pgbouncer]\nlisten_port = 5432\n"
+            + "".join(f"{name} = {value}\n" for name, value in lines.items())
+        )
+        self.own(folder, folder / "pgbouncer.ini")
+        with (folder / "log").open("ab") as log:
+            command = [*self._as_user, "pgbouncer", str(folder / "pgbouncer.ini")]
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        try:
+            end = time.monotonic() + _START_SECONDS
+            while True:
+                try:
+                    psycopg.connect(host=str(folder), user="postgres", dbname="postgres").close()
+                    break
+                except psycopg.OperationalError:
+                    if process.poll() is not None or time.monotonic() > end:
+                        raise
+                time.sleep(0.02)
+            yield str(folder)
+        finally:
+            process.terminate()
+            process.wait(_STOP_SECONDS)
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """None of its processes does anything during the block."""
@@ -119,9 +170,14 @@ class PostgresServer:
         place = f"{user}@/{database}"
         return f"postgresql://{place}?{urlencode({'host': str(self.folder), **parameters})}"
 
+    def network_url(self, **parameters: str) -> str:
+        """The same, for who comes over the network."""
+        return self.url(host="localhost", hostaddr="127.0.0.1", port=self.port, **parameters)
+
     def execute(self, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
         """What an administrator gets for a statement."""
-        with psycopg.connect(host=str(self.folder), user="postgres", autocommit=True) as connection:
+        place = {"host": str(self.folder), "port": self.port, "user": "postgres"}
+        with psycopg.connect(**place, autocommit=True) as connection:  # type: ignore[arg-type]
             cursor = connection.execute(statement.encode(), parameters)
             return cursor.fetchall() if cursor.description else []
 

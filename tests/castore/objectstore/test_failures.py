@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TypeVar
 
 import pytest
@@ -253,6 +255,52 @@ def test_a_chunk_that_is_longer_than_anybody_takes(s3: S3Server) -> None:
         blobs._bucket.put(key_of(CHUNKS, digest), incompressible(300_000))
         with pytest.raises(Corrupt, match="300000 bytes, at most"):
             blobs.read(digest)
+
+
+class _Endless(BaseHTTPRequestHandler):
+    """A server that announces an object of a hundred bytes, and sends until nobody takes it any more."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response_only(200)
+        for name, value in (
+            ("Content-Length", "100"),
+            ("Transfer-Encoding", "chunked"),
+            ("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT"),
+            ("ETag", '"x"'),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        piece = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+        with contextlib.suppress(OSError):
+            for _ in range(10_000):
+                self.wfile.write(piece)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_an_object_that_does_not_end() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Endless)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    url = s3_url(server.server_address[1], "bucket")
+    try:
+        with (
+            blobs_at(url) as blobs,
+            pytest.raises(Unavailable, match="more than the 100 bytes come that were"),
+        ):
+            blobs.read(bytes(32))
+        with (
+            contextlib.closing(DIRECTORY_SERVICES.open(url)) as directories,
+            pytest.raises(Unavailable, match="more than the 100 bytes come that were"),
+        ):
+            directories.get(bytes(32))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_a_single_chunk_that_is_missing(store: ObjectBlobService) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import pytest
 
 from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.objectstore.layout import BLOBS, digest_in, key_of
-from tests.s3 import s3_url
+from tests.s3 import S3Server, s3_url
+from tests.store.helpers import resident
 
 ROWS = 1_000_000
 _AT_ONCE = 1000
@@ -77,12 +77,6 @@ def _lister() -> Iterator[int]:
         thread.join()
 
 
-def resident() -> int:
-    """Bytes of memory that this process has, the library's too."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.mark.slow
 def test_a_million_blobs_in_pages() -> None:
     """A request a page, and no more than a few pages are held."""
@@ -104,6 +98,42 @@ def test_a_million_blobs_in_pages() -> None:
         assert count == ROWS
         assert peak - before < 64 * 1024 * 1024, "a million rows take several times as much"
         assert _Lister.requests <= ROWS // _AT_ONCE + 2 * (ROWS // 10_000)
+
+
+@pytest.mark.slow
+def test_many_blobs_in_folders() -> None:
+    """Where folders are listed one after the other, some at once, each as a whole."""
+    total = 250_000
+    service = BLOB_SERVICES.open("objectstore+memory:///")
+    store = service._bucket._store  # type: ignore[attr-defined]
+    for number in range(total):
+        store.put(key_of(BLOBS, digest_of(number * (ROWS // total))), b"")
+    after, count = b"", 0
+    before = peak = resident()
+    while page := service.list(after, 10_000):
+        assert after < page[0]
+        count, after = count + len(page), page[-1]
+        peak = max(peak, resident())
+    service.close()
+    assert count == total
+    assert peak - before < 32 * 1024 * 1024, "all of them take several times as much"
+
+
+def test_pages_that_are_not_those_of_the_server(each_s3: S3Server) -> None:
+    """It gives a thousand at a time, and then says where to go on."""
+    service = BLOB_SERVICES.open(each_s3.url(each_s3.bucket(), "/prefix"))
+    bucket = service._bucket  # type: ignore[attr-defined]
+    digests = [digest_of(number * (ROWS // 1300)) for number in range(1300)]
+    list(bucket.map(lambda digest: bucket.put(key_of(BLOBS, digest), b""), digests))
+    for limit in (700, 1000, 5000):
+        listed: list[bytes] = []
+        while page := service.list(listed[-1] if listed else b"", limit):
+            assert len(page) == min(limit, len(digests) - len(listed))
+            listed += page
+        assert listed == digests
+    bucket.delete([key_of(BLOBS, digest) for digest in digests])
+    assert service.list() == []
+    service.close()
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])

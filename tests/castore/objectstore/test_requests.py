@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from neve.castore.blobs import objectstore as objectstore_blobs
 from neve.castore.blobs.base import BlobService
 from neve.castore.blobs.objectstore import ObjectBlobService
 from neve.castore.blobs.urls import BLOB_SERVICES
@@ -55,6 +56,25 @@ def since(proxy: Proxy, begin: int) -> list[str]:
         f"{request.method} {next((t for t in (CHUNKS, BLOBS, DIRECTORIES) if f'/{t}/' in request.path), '')}"
         for request in proxy.requests[begin:]
     )
+
+
+def test_what_is_old_is_made_to_stay_at_once(
+    blobs: BlobService, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All chunks of a large blob, and those of others."""
+    large = [put(blobs, incompressible(6 * MIB, seed)) for seed in (1, 2)]
+    small = blobs.put_many([b"%d" % number for number in range(10)])
+    absent = b3_digest(b"absent")
+    for module in (bucket, objectstore_blobs):
+        monkeypatch.setattr(module, "SLACK", -1000.0)
+    chunks = sum(len(blobs.stored_chunks(digest)) for digest in large)
+    assert chunks > 30
+    begin, proxy.most_at_once, proxy.delay = len(proxy.requests), 0, DELAY
+    assert blobs.missing_blobs([*large, absent, *small, large[0]]) == [absent]
+    assert proxy.most_at_once >= 20
+    done = since(proxy, begin)
+    assert done.count(f"PUT {CHUNKS}") == chunks + len(small)
+    assert done.count(f"PUT {BLOBS}") == len(large) + len(small)
 
 
 def test_a_small_blob(blobs: BlobService, proxy: Proxy) -> None:

@@ -9,7 +9,7 @@ import pytest
 from neve.errors import InvalidRequest, LimitExceeded, NotFound, Unavailable
 from neve.registry import parse_address
 from neve.store.composition import BLOBS, DIRECTORIES, KINDS, PATH_INFOS, InvalidComposition, parse, read
-from neve.store.composition.file import MAX_FILE_BYTES, MAX_LEVELS
+from neve.store.composition.file import MAX_ADDRESS, MAX_FILE_BYTES, MAX_LEVELS
 
 FILE = "/etc/neve/store.toml"
 
@@ -334,6 +334,22 @@ def test_cycles() -> None:
         match=r"\[blobservices.s1\]: key 'near' leads back to where it comes from: s2 -> s0 -> s1 -> s2",
     ):
         parse(chain(3, back=True), FILE)
+
+
+def test_addresses_have_an_end() -> None:
+    """Or in the address of the whole they would be gigabytes."""
+    end = f"[blobservices.end]\ntype = 'local'\npath = '/{' ' * 2000}'\n"
+    tables = chain(MAX_LEVELS - 1).replace("memory://", "end") + end
+    assert len(parse(tables.replace("s0", "root"), FILE).url(BLOBS)) < 16 * 1024 * 1024
+    for lines, message in (
+        (end.replace(" " * 2000, " " * MAX_ADDRESS), r"\[blobservices.end\]: its address has more than 8192"),
+        (
+            f"[blobservices.x]\ntype = 'cache'\nnear = 'local:///{'x' * MAX_ADDRESS}'",
+            "key 'near' has 8201 characters, over the limit of 8192",
+        ),
+    ):
+        with pytest.raises(InvalidComposition, match=message):
+            parse(lines, FILE)
 
 
 def test_levels_have_an_end() -> None:

@@ -279,6 +279,11 @@ class BlobService(ABC):
         chunks."""
         return self.missing(digests)
 
+    def remove_leftovers(self, unused_for: float) -> int:
+        """Removes what writers have left that died in the middle of an object, and what nobody has written to
+        in the last so many seconds; returns how much. Listings do not have it."""
+        return 0
+
     def close(self) -> None:
         """Lets go of files and connections. Can be called again."""
         return

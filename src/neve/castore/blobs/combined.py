@@ -176,6 +176,9 @@ class CachedBlobService(CombinedBlobService):
     def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
         return self._far.freshen(digests)
 
+    def remove_leftovers(self, unused_for: float) -> int:
+        return self._far.remove_leftovers(unused_for)
+
 
 def open_combined(address: Address) -> CombinedBlobService:
     """``combined://?near=URL&far=URL``"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 from blake3 import blake3
@@ -26,7 +26,7 @@ from neve.castore.blobs.bundle import Answer
 from neve.castore.blobs.chunks import BytesReader, ChunkedReader
 from neve.castore.blobs.objectstore_write import ObjectBlobBatch, ObjectBlobWriter
 from neve.castore.digest import EMPTY_BLOB, Digest, check_digest, format_digest
-from neve.castore.objectstore.bucket import Bucket, Listed
+from neve.castore.objectstore.bucket import Bucket, Listed, Meta
 from neve.castore.objectstore.layout import (
     BLOBS,
     CHUNKS,
@@ -57,23 +57,50 @@ class ObjectBlobService(BlobService):
         return not self.missing([digest])
 
     def missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        return self._missing(digests, lambda digest: self.counts_on(digest) or self._counts_on_chunk(digest))
-
-    def missing_blobs(self, digests: Sequence[Digest]) -> list[Digest]:
-        return self._missing(digests, self.counts_on)
-
-    def _missing(self, digests: Sequence[Digest], is_there: Callable[[Digest], bool]) -> list[Digest]:
-        wanted = list(dict.fromkeys(check_digest(digest) for digest in digests if digest != EMPTY_BLOB))
-        absent = {d for d, there in zip(wanted, self._bucket.map(is_there, wanted), strict=True) if not there}
+        gone = self._gone(digests)
+        there = zip(gone, self._bucket.map(self._counts_on_chunk, gone), strict=True)
+        absent = {digest for digest, is_there in there if not is_there}
         return [digest for digest in digests if digest in absent]
 
+    def missing_blobs(self, digests: Sequence[Digest]) -> list[Digest]:
+        absent = set(self._gone(digests))
+        return [digest for digest in digests if digest in absent]
+
+    def _gone(self, digests: Sequence[Digest]) -> list[Digest]:
+        """The different ones of ``digests`` that are not there as blobs. The others are made to stay, their
+        chunks first, and all of that at once."""
+        wanted = list(dict.fromkeys(check_digest(digest) for digest in digests if digest != EMPTY_BLOB))
+        metas = self._bucket.map(lambda digest: self._bucket.head(key_of(BLOBS, digest)), wanted)
+        found = dict(zip(wanted, metas, strict=True))
+        stale = {digest: meta for digest, meta in found.items() if meta is not None and meta.age > SLACK}
+        gone = {digest for digest, meta in found.items() if meta is None}
+        if stale:
+            # With a chunk missing, it is put again by who can.
+            of_blobs: deque[Digest] = deque()
+            for is_kept in self._bucket.map(self._counts_on_chunk, self._chunks_of(stale, of_blobs)):
+                blob = of_blobs.popleft()
+                if not is_kept:
+                    gone.add(blob)
+            whole = [digest for digest in stale if digest not in gone]
+            fresh = self._bucket.map(lambda one: self._bucket.freshen(key_of(BLOBS, one), stale[one]), whole)
+            gone.update([digest for digest, is_fresh in zip(whole, fresh, strict=True) if not is_fresh])
+        return [digest for digest in wanted if digest in gone]
+
+    def _chunks_of(self, blobs: Mapping[Digest, Meta], of_blobs: deque[Digest]) -> Iterator[Digest]:
+        """The chunks of blobs; of which one each is goes into ``of_blobs``."""
+        lists = self._bucket.map(lambda digest: self._list(digest) if blobs[digest].size else None, blobs)
+        for digest, chunks in zip(blobs, lists, strict=True):
+            for chunk in chunks or [Chunk(digest, 0)]:
+                of_blobs.append(digest)
+                yield chunk.digest
+
     def counts_on(self, digest: Digest) -> bool:
-        """Whether a blob is there; then it is made to stay, its chunks first."""
+        """Whether a blob is there; then it is made to stay, its chunks first. For the bucket's own threads,
+        and who puts what is small: one after the other."""
         key = key_of(BLOBS, digest)
         meta = self._bucket.head(key)
         if meta is None or meta.age <= SLACK:
             return meta is not None
-        # With a chunk missing, it is put again by who can.
         chunks = (self._list(digest) if meta.size else None) or [Chunk(digest, 0)]
         if digest != EMPTY_BLOB and not all(self._counts_on_chunk(chunk.digest) for chunk in chunks):
             return False
@@ -254,6 +281,9 @@ class ObjectBlobService(BlobService):
         ]
         self._bucket.delete([key_of(table, digest) for digest in gone])
         return set(gone)
+
+    def remove_leftovers(self, unused_for: float) -> int:
+        return sum(self._bucket.remove_leftovers(table, unused_for) for table in (BLOBS, CHUNKS))
 
     def close(self) -> None:
         self._bucket.close()

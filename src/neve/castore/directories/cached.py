@@ -126,6 +126,9 @@ class CachedDirectoryService(DirectoryService):
     def freshen(self, digests: Sequence[Digest]) -> Sequence[Digest]:
         return self._far.freshen(digests)
 
+    def remove_leftovers(self, unused_for: float) -> int:
+        return self._far.remove_leftovers(unused_for)
+
     def close(self) -> None:
         with contextlib.ExitStack() as closing:
             closing.callback(self._near.close)

@@ -167,6 +167,9 @@ class ObjectDirectoryService(DirectoryService):
         there = zip(digests, self._bucket.map(self._bucket.is_kept, keys), strict=True)
         return [digest for digest, is_there in there if not is_there]
 
+    def remove_leftovers(self, unused_for: float) -> int:
+        return self._bucket.remove_leftovers(DIRECTORIES, unused_for)
+
     def list(self, after: Digest = b"", limit: int = 1000) -> list[Digest]:
         return [one.digest for one in self._bucket.page(DIRECTORIES, after, limit)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
-from neve.castore.digest import Digest, b3_digest, check_digest, format_digest
+from neve.castore.digest import DIGEST_SIZE, Digest, b3_digest, check_digest, format_digest
 from neve.castore.directories.base import DirectoryPutter, DirectoryService, directory_not_found
 from neve.castore.directories.spool import SpoolingPutter
 from neve.castore.directory import Directory, child_digests
@@ -26,7 +26,7 @@ class PostgresDirectoryService(DirectoryService):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._table = DatedTable(database, "directories")
+        self._table = DatedTable(database, "directories", DIGEST_SIZE)
         self._select = database.statement(_SELECT)
         self._insert = database.statement(_INSERT)
         self._closed = False

@@ -18,7 +18,7 @@ from neve.castore.ages import SLACK
 from neve.castore.at_once import CallsAtOnce
 from neve.castore.digest import Digest
 from neve.castore.objectstore.failures import BrokenOff, is_no_bucket, is_of_library, translated
-from neve.castore.objectstore.layout import digest_in, folder, key_of
+from neve.castore.objectstore.layout import digest_in, folder, is_folder, key_of
 from neve.castore.objectstore.settings import Settings, settings_of
 from neve.errors import Corrupt, InvalidRequest, Unavailable, Unsupported
 from neve.packstore.layout import temporary_errors
@@ -155,6 +155,8 @@ class Bucket:
             if piece is None:
                 break
             left -= len(piece)
+            if left < 0:
+                raise Unavailable(f"{self._named(key)}: more than the {size} bytes come that were announced")
             yield bytes(piece)
         if left:
             raise BrokenOff(f"{self._named(key)}: {size - left} bytes came instead of {size}")
@@ -262,8 +264,9 @@ class Bucket:
         """For stores that list in any order, or always from the start: each folder holds few enough."""
         with self._errors("list", folder(table)):
             found = self._store.list_with_delimiter(folder(table))["common_prefixes"]
-        first = after[:2].hex()
-        folders = sorted(name for name in found if name.rpartition("/")[2] >= first)
+        # By their own names: WebDAV has the path of the address before them, and has what was asked for, too.
+        names = sorted(name for path in found if is_folder(name := path.rpartition("/")[2]))
+        folders = [f"{folder(table)}/{name}" for name in names if name >= after[:2].hex()]
         # Not more at once than a page may need: each is at hand as a whole.
         for start in range(0, len(folders), at_once := min(_FOLDERS_AT_ONCE, limit)):
             part = folders[start : start + at_once]
@@ -282,6 +285,10 @@ class Bucket:
                 digest = digest_in(table, meta["path"])
                 if digest is not None:  # Else it is somebody else's.
                     yield Listed(digest, meta["last_modified"].timestamp(), meta["size"])
+
+    def remove_leftovers(self, table: str, unused_for: float) -> int:
+        """Removes files that were never finished; of what is no folder the store itself cleans up."""
+        return 0 if self._files is None else self._files.remove_leftovers(folder(table), unused_for)
 
     # Failures.
 

@@ -34,11 +34,14 @@ _METADATA = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/m
 _BROKEN_OFF = ("request or response body error", "error decoding response body")
 """How the library calls an answer that does not come to its end; it does not ask again."""
 
+_LOCKED = "423"
+"""The status of WebDAV servers where somebody else makes the same folder, or writes the same file."""
+
 _MAX_REASON = 300
 
 
 class BrokenOff(Unavailable):
-    """An answer had begun, and did not come to its end. Asking again may help."""
+    """An answer had begun, and did not come to its end; or somebody else was at it. Asking again may help."""
 
 
 def is_of_library(error: Exception) -> bool:
@@ -81,7 +84,8 @@ def translated(error: Exception, what: str) -> NeveError:
         return DiskFull(f"{what}: disk full; free some space and try again")
     if "Permission denied" in text or "Read-only file system" in text:
         return PermissionDenied(f"{what}: {reason}")
-    kind = BrokenOff if any(words in text for words in _BROKEN_OFF) else Unavailable
+    passes = any(words in text for words in _BROKEN_OFF) or (status and status[1][:3] == _LOCKED)
+    kind = BrokenOff if passes else Unavailable
     return kind(f"{what}: {reason}")
 
 

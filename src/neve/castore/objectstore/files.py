@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from neve.packstore.layout import os_errors, sync_directory
+
+_UNFINISHED = re.compile(r"[0-9a-f]{64}#[0-9]+")
+"""What the library calls files that are not complete, which it leaves out of listings; and so we do."""
 
 _MAX_KNOWN_FOLDERS = 200_000
 """Folders that are remembered to be durable: those of three tables, as many as there can be."""
@@ -29,7 +34,6 @@ class DurableFiles:
         path = self._root / key
         with os_errors(f"cannot write {path}"):
             self._make(path.parent)
-            # A name that the library takes for its own unfinished files, and so leaves out of listings.
             temporary = path.with_name(f"{path.name}#{secrets.randbits(63)}")
             try:
                 fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -44,6 +48,21 @@ class DurableFiles:
                     temporary.unlink()
                 raise
             sync_directory(path.parent)
+
+    def remove_leftovers(self, table: str, unused_for: float) -> int:
+        """Removes what was not finished in the folders below ``table``, and was not written to for so many
+        seconds; returns how much. Raises as ``put``."""
+        count = 0
+        with os_errors(f"cannot look for unfinished files in {self._root / table}"):
+            for folder in _entries(self._root / table):
+                for entry in _entries(folder.path) if folder.is_dir() else ():
+                    if _UNFINISHED.fullmatch(entry.name):
+                        # Its writer may come to its end just now.
+                        with contextlib.suppress(FileNotFoundError):
+                            if time.time() - entry.stat().st_mtime >= unused_for:
+                                os.unlink(entry)
+                                count += 1
+        return count
 
     def _make(self, folder: Path) -> None:
         """Makes a folder, and those above it, and each of them durable in the one above."""
@@ -64,3 +83,9 @@ class DurableFiles:
             if len(self._known) >= _MAX_KNOWN_FOLDERS:
                 self._known.clear()
             self._known.add(folder)
+
+
+def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder; nothing if it is gone."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        yield from entries

@@ -40,10 +40,17 @@ MAX_LIST_BYTES = 64 * 1024 * 1024
 
 _NAME = re.compile(r"(?:.*/)?([a-z]+)/b3/([0-9a-f]{4})/([0-9a-f]{64})", re.ASCII)
 
+_FOLDER = re.compile(r"[0-9a-f]{4}", re.ASCII)
+
 
 def folder(table: str) -> str:
     """What all keys of a table begin with."""
     return f"{table}/b3"
+
+
+def is_folder(name: str) -> bool:
+    """Whether a folder of a table may be called so."""
+    return _FOLDER.fullmatch(name) is not None
 
 
 def key_of(table: str, digest: Digest) -> str:

@@ -8,13 +8,14 @@ of ``neve.errors``.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from neve.castore.digest import format_digest, format_snix_digest
+from neve.castore.digest import Digest, format_digest, format_snix_digest
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
 from neve.castore.path import MAX_NAME_BYTES
 from neve.fs.fuse import protocol
@@ -23,7 +24,7 @@ from neve.fs.fuse.protocol import Attributes, GetXattr, Lseek, Read
 from neve.fs.fuse.request import Kernel, Parts, Request
 from neve.fs.inodes import ROOT, DirectoryInode, Inode
 from neve.fs.loads import Loads, Unasked
-from neve.fs.tree import Tree
+from neve.fs.tree import Listing, Tree
 from neve.tree import WHOLE_FILE_LIMIT
 
 MAX_READ_BYTES: Final = 1024 * 1024
@@ -77,6 +78,17 @@ def directory_of(request: Request) -> DirectoryInode:
     return inode
 
 
+def root_above(request: Request) -> Digest | None:
+    """The root of the tree that the directory is in which a request is about; None for the root of all."""
+    inodes = request.kernel.inodes
+    inode = inodes.get(request.header.node)
+    while isinstance(inode, DirectoryInode) and inode.parent != ROOT:
+        inode = inodes.get(inode.parent)
+    if not isinstance(inode, DirectoryInode):
+        return None  # Forgotten meanwhile.
+    return inode.digest or None
+
+
 def file_of(request: Request) -> FileNode:
     """The file that a request is about."""
     inode = inode_of(request)
@@ -121,7 +133,7 @@ class Answers:
         if isinstance(node, DirectoryNode):
             if parent.parent == ROOT and request.header.node != ROOT:
                 self._tree.read_ahead(parent.digest, self._loads)
-            children = len(self._tree.directory(node.digest, request.held))
+            children = len(self.directory(node.digest, request))
         request.settle()
         (number,) = request.kernel.inodes.remember(request.header.node, [(name, node, children)])
         return [protocol.encode_entry(attributes(number, node, children))]
@@ -129,7 +141,11 @@ class Answers:
     def _node(self, request: Request, parent: DirectoryInode, name: bytes) -> Node | None:
         if request.header.node == ROOT:
             return self._tree.root(name, request.held)
-        return self._tree.directory(parent.digest, request.held).directory.get(name)
+        return self.directory(parent.digest, request).directory.get(name)
+
+    def directory(self, digest: Digest, request: Request) -> Listing:
+        """The Directory that a request is about, or one in it. Raises ``NotFound``."""
+        return self._tree.directory(digest, request.held, functools.partial(root_above, request))
 
     def forget(self, request: Request) -> Parts:
         """The kernel has no use for an inode any more."""

@@ -77,7 +77,7 @@ class Listings:
             return self._list_root(request, wanted.offset, room, plus=plus)
         if directory.parent == ROOT:
             self._tree.read_ahead(directory.digest, self._loads)
-        listing = self._tree.directory(directory.digest, request.held)
+        listing = self._answers.directory(directory.digest, request)
         if wanted.offset >= len(listing) + 2:
             self._walking.ended(request)
             return ()

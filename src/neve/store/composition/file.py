@@ -24,6 +24,10 @@ MAX_LEVELS = 8
 """How deep services may be made of others. A cache before a cache before a signing one has four; and
 addresses that hold each other grow with each level."""
 
+MAX_ADDRESS = 8 * 1024
+"""Characters of the longest address of one service, with room for credentials of every kind. The address of a
+whole store holds it up to 128 times, and what is quoted there grows with each level."""
+
 SCHEME = "composition"
 """Of addresses that stand for a whole store that a file describes."""
 
@@ -245,6 +249,8 @@ def _type(kind: str, table: Mapping[str, Any], where: str) -> Type:
 def _reference(kind: str, value: Any, key: str) -> Reference:
     if not isinstance(value, str) or not value:
         raise WrongValue("must be the name of a service, or an address")
+    if len(value) > MAX_ADDRESS:
+        raise WrongValue(f"has {len(value)} characters, over the limit of {MAX_ADDRESS}")
     reference = Reference(kind, value, key)
     if reference.is_address:
         try:
@@ -255,6 +261,8 @@ def _reference(kind: str, value: Any, key: str) -> Reference:
 
 
 def _checked_url(url: str, where: str) -> str:
+    if len(url) > MAX_ADDRESS:
+        raise InvalidRequest(f"{where}: its address has more than {MAX_ADDRESS} characters")
     try:
         parse_address(without_parameters(url))  # First, as those may be secrets, which messages would tell.
         parse_address(url)

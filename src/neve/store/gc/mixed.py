@@ -226,8 +226,14 @@ class _Run:
             yield [chunk.digest for chunk in chunks]
 
     def _give_back(self) -> None:
-        """Rewrites the packs of the embedded stores among the parts."""
+        """Rewrites the packs of the embedded stores among the parts; removes what dead writers left."""
         report = self._report
+        if not self._rules.dry_run:
+            for service in (self._services.blobs, self._services.directories):
+                try:
+                    service.remove_leftovers(self._rules.aged_grace)
+                except NeveError as error:
+                    report.problems.append(f"what was not finished could not be removed: {error}")
         for use in self._parts.uses.values():
             packs = use.packs
             used = survey(packs.index)

@@ -13,7 +13,7 @@ from functools import partial
 
 from neve.bigtable.address import NAR_FAMILY, target_of
 from neve.bigtable.messages import Cell, Row, Wanted
-from neve.bigtable.table import BigTable, age_of
+from neve.bigtable.table import ATTEMPTS, BigTable, age_of
 from neve.errors import Corrupt, NeveError, Unavailable
 from neve.nix import base32
 from neve.nix.store_path import DIGEST_SIZE, StorePath
@@ -25,9 +25,6 @@ from neve.store.wire import decode_path_info, encode_path_info
 _PATTERN = rb"[0-9a-f]{%d}" % (2 * DIGEST_SIZE)
 _AFTER_ALL = b"g"
 """Greater than every key of ours, which tables may share with others."""
-
-_ATTEMPTS = 100
-"""How often a path info is united with what others have put there in the meantime."""
 
 _PAGE = 1000
 _PAGE_BYTES = 16 * 1024 * 1024
@@ -56,7 +53,7 @@ class BigtablePathInfoService(PathInfoService):
         if replace:
             self._table.put(key, encoded)
             return path_info
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             if self._table.insert(key, encoded):
                 return path_info
             cell = self._cell(path_info.digest)

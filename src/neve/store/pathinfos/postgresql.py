@@ -10,7 +10,7 @@ from psycopg import Rollback
 from neve.errors import Conflict, Corrupt, LimitExceeded, NeveError
 from neve.nix import base32
 from neve.nix.signing import Signature
-from neve.nix.store_path import StorePath
+from neve.nix.store_path import DIGEST_SIZE, StorePath
 from neve.postgres.database import Connection, Database
 from neve.postgres.records import seal, unseal
 from neve.postgres.table import FRESH_SECONDS, DatedTable
@@ -39,7 +39,7 @@ class PostgresPathInfoService(PathInfoService):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._table = DatedTable(database, TABLE, self._forget_references)
+        self._table = DatedTable(database, TABLE, DIGEST_SIZE, self._forget_references)
         self._statements = {what: database.statement(text) for what, text in _STATEMENTS.items()}
         self._closed = False
 
@@ -303,11 +303,12 @@ _STATEMENTS = {
         insert into {s}.path_references (reference, referrer)
         select * from unnest(%b::bytea[], %b::bytea[]) on conflict do nothing
     """,
-    "page": """
+    "page": f"""
         select digest, data from (
             select digest, data, sum(octet_length(data)) over (order by digest) - octet_length(data) as before
             from (
-                select digest, data from {s}.path_infos where digest > %b order by digest limit %s
+                select digest, data from {{s}}.path_infos
+                where digest > %b and octet_length(digest) = {DIGEST_SIZE} order by digest limit %s
             ) as page
         ) as measured
         where before < %s order by digest
