@@ -152,6 +152,7 @@ class Sweep:
     def _check_leftovers(self) -> None:
         """What has failed has left nothing that lasts, but for what is bounded."""
         names, size = self._listing()
+        names = {name for name in names if not re.match(self._operation.may_leave, name)}
         usual, usual_size = self._usual
         strangers = sorted(
             name for name in names if _NUMBERS.sub("#", name) not in {_NUMBERS.sub("#", one) for one in usual}
