@@ -99,7 +99,7 @@ def test_killed_imports_leave_nothing_half_written(tmp_path: Path) -> None:
 
 
 _SCRIPT = """
-import os, subprocess, sys
+import os, subprocess, sys, time
 from pathlib import Path
 import neve
 from neve.errors import DiskFull
@@ -114,7 +114,13 @@ def opened():
     )
 
 def leftovers():
-    return [path for path in Path(disk).rglob("*") if "#" in path.name]
+    # What stays, once what other threads had under way has come to its end.
+    end = time.monotonic() + 60
+    while found := [path for path in Path(disk).rglob("*") if "#" in path.name]:
+        if time.monotonic() > end:
+            return found
+        time.sleep(0.01)
+    return []
 
 with opened() as store:
     kept = {store.import_path(small).store_path}
