@@ -177,6 +177,23 @@ def test_fetching_ahead_keeps_nobody_waiting(source: Squares) -> None:
     loads.close()
 
 
+@pytest.mark.parametrize(("threads", "most", "expected"), [(8, 1, 1), (8, 3, 3), (8, 99, 4), (8, None, 4)])
+def test_so_many_threads_fetch_ahead(source: Squares, threads: int, most: int | None, expected: int) -> None:
+    loads = Loads(threads, most)
+    source.gate.close()
+    for number in range(1, 20):
+        loads.fetch_ahead(source, [number])
+    for _ in range(expected):
+        source.gate.wait_for_call()
+    reader = Reader(loads, source, 100)  # He is served by another thread.
+    source.gate.wait_for_call()
+    assert len(source.batches) == expected + 1
+    source.gate.open()
+    assert reader.values() == [10_000]
+    loads.close()
+    assert loads.wait_until_idle(SECONDS)
+
+
 def test_with_one_thread_nothing_is_fetched_ahead(source: Squares) -> None:
     loads = Loads(1)
     loads.fetch_ahead(source, [1])

@@ -105,9 +105,10 @@ class Loads:
     """The threads. Thread-safe. They start when they are needed, and do not keep the process alive: a
     call that never returns must not either."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, most_ahead: int | None = None) -> None:
+        """``most_ahead`` threads fetch what nobody waits for yet, and no more than half of them."""
         self._threads = threads
-        self._max_ahead = threads // 2  # The others are for those who wait.
+        self._max_ahead = threads // 2 if most_ahead is None else min(threads // 2, most_ahead)
         self._max_far = max(threads * 3 // 4, 1)  # The others are for what is near.
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)

@@ -183,6 +183,8 @@ class Tree:
         self._root_listings = _RootListings(roots)
         self._read_ahead: Cache[Digest, bool] = Cache(_READ_AHEAD_TWICE)
         self.contents = Contents(blobs)
+        self.is_near = blobs.looks_up_at_once
+        """Whether contents come from this machine: then it takes computing to get them, not waiting."""
 
     def root(self, name: bytes, held: Held) -> Node | None:
         """What lies in the root under that name. Asked anew each time: it may appear later."""

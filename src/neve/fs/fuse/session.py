@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -72,7 +73,7 @@ class Session:
 
     def __init__(self, tree: Tree, options: SessionOptions) -> None:
         self._tree = tree
-        self._loads = Loads(options.threads)
+        self._loads = Loads(options.threads, _cores() + 1 if tree.is_near else None)
         self._kernel: Kernel | None = None
         self._send: Reply | None = None
         self._under_way: dict[int, tuple[Request, Waiter]] = {}
@@ -225,6 +226,11 @@ class Session:
         header = request.header
         of = f" of {show_name(request.body)}" if isinstance(request.body, bytes) else ""
         LOGGER.error("%s%s, inode %d: %s", Opcode(header.opcode).name, of, header.node, message)
+
+
+def _cores() -> int:
+    """How many threads can compute at once. More that fetch from near take each other's turns."""
+    return len(os.sched_getaffinity(0))
 
 
 def _errno(error: NeveError) -> int:
