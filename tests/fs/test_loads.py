@@ -177,6 +177,20 @@ def test_fetching_ahead_keeps_nobody_waiting(source: Squares) -> None:
     loads.close()
 
 
+def test_no_more_is_fetched_ahead_than_may_come_in_time(source: Squares) -> None:
+    loads = Loads(2)
+    source.gate.close()
+    loads.fetch_ahead(source, [1])
+    source.gate.wait_for_call()
+    for number in range(2, 2000):
+        loads.fetch_ahead(source, [number])
+    assert len(loads._on_the_way) < 300
+    source.gate.open()
+    assert Reader(loads, source, 1999).values() == [1999 * 1999]
+    assert loads.wait_until_idle(SECONDS)
+    loads.close()
+
+
 def test_with_one_thread_nothing_is_fetched_ahead(source: Squares) -> None:
     loads = Loads(1)
     loads.fetch_ahead(source, [1])
