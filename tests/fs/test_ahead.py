@@ -192,6 +192,38 @@ def test_who_reads_nothing_any_more_is_expected_to_have_stopped() -> None:
     assert 0 < expected < 6
 
 
+def test_nor_is_it_expected_all_over_a_deep_tree_any_more() -> None:
+    reads = ReadWalks()
+    reads.listed(2, 1, has_files=True)
+    reads.made(100, 110, 2, 1)
+    reads.read(100)
+    expected, number, left = 0, 2, [(2, 1)] * 5
+    while left:
+        parent, depth = left.pop()
+        number += 1
+        reads.listed(number, parent, has_files=True)
+        expected += reads.will_read(number)
+        left += [(number, depth + 1)] * (5 if depth < 5 else 0)
+    assert number > 3000
+    assert 0 < expected <= 16
+    reads.made(200, 210, number, 2)
+    reads.read(200)
+    assert reads.will_read(number)  # Until it is seen again.
+
+
+def test_who_reads_down_a_deep_tree_is_expected_to_go_on() -> None:
+    reads = ReadWalks()
+    reads.listed(2, 1, has_files=True)
+    reads.made(100, 110, 2, 1)
+    reads.read(100)
+    for number in range(3, 300):
+        reads.listed(number, number - 1, has_files=True)
+        reads.made(100 * number, 100 * number + 50, number, number - 1)
+        assert reads.will_read(number)
+        if not reads.is_sure(number):
+            reads.read(100 * number)
+
+
 def test_directories_without_files_say_nothing_about_who_reads() -> None:
     reads = ReadWalks()
     reads.listed(2, 1, has_files=True)

@@ -194,6 +194,20 @@ def test_so_many_threads_fetch_ahead(source: Squares, threads: int, most: int | 
     assert loads.wait_until_idle(SECONDS)
 
 
+def test_no_more_is_fetched_ahead_than_may_come_in_time(source: Squares) -> None:
+    loads = Loads(2)
+    source.gate.close()
+    loads.fetch_ahead(source, [1])
+    source.gate.wait_for_call()
+    for number in range(2, 2000):
+        loads.fetch_ahead(source, [number])
+    assert len(loads._on_the_way) < 300
+    source.gate.open()
+    assert Reader(loads, source, 1999).values() == [1999 * 1999]
+    assert loads.wait_until_idle(SECONDS)
+    loads.close()
+
+
 def test_with_one_thread_nothing_is_fetched_ahead(source: Squares) -> None:
     loads = Loads(1)
     loads.fetch_ahead(source, [1])

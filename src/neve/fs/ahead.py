@@ -31,6 +31,9 @@ _LISTED = 1024
 _TRUST, _SURE = 4, 3
 """So many directories, one after the other, may have files of which none is read before it is taken back that
 files are read after listings; and so many more must be left that one need not look."""
+_UNSEEN = 16
+"""And so many altogether, wherever they are: of a directory is expected what is known of the one above it, so
+that in a deep tree there would be hundreds otherwise. When half of them were, one looks in any case."""
 _RANGES = 64
 """Listings of which it is remembered what inodes they made."""
 
@@ -181,15 +184,18 @@ class ReadWalks:
         self._trust: OrderedDict[int, int] = OrderedDict()
         self._ranges: deque[tuple[int, int, int, int]] = deque(maxlen=_RANGES)
         self._near: frozenset[Hashable] = frozenset()
+        self._unseen = 0
+        """Directories of which files should be read, listed since one was seen to be."""
         self._lock = threading.Lock()
 
     def listed(self, number: int, parent: int, *, has_files: bool) -> None:
         """Notes that somebody begins to list a directory. Of it is expected what is known of its parent."""
         with self._lock:
-            trust = self._trust.get(parent, 0)
+            trust = self._trust.get(parent, 0) if self._unseen < _UNSEEN else 0
             self._set(number, trust)
             if has_files and trust:
                 self._set(parent, trust - 1)
+                self._unseen += 1
 
     def made(self, first: int, stop: int, number: int, parent: int) -> None:
         """Notes that by a listing of the directory the kernel gets to know inodes from ``first`` to before
@@ -205,6 +211,7 @@ class ReadWalks:
                 if first <= number < stop:
                     self._set(directory, _TRUST)
                     self._set(parent, _TRUST)
+                    self._unseen = 0
                     return
 
     def will_read(self, number: int) -> bool:
@@ -213,7 +220,7 @@ class ReadWalks:
 
     def is_sure(self, number: int) -> bool:
         """Whether that has been seen so lately that it need not be seen here."""
-        return self._trust.get(number, 0) >= _SURE
+        return self._trust.get(number, 0) >= _SURE and self._unseen <= _UNSEEN // 2
 
     def are_near(self, directories: Iterable[Hashable]) -> None:
         """Notes that enough is fetched ahead, until a directory is listed that is none of these."""

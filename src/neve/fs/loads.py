@@ -15,6 +15,10 @@ from typing import Any, Protocol, TypeAlias
 from neve.errors import NeveError, Unavailable
 from neve.telemetry import LOGGER
 
+_MOST_AHEAD = 256
+"""Tasks at most that nobody waits for yet. If a store is so slow that there are more, what comes of them
+comes too late."""
+
 What: TypeAlias = Any
 """What a source can fetch: something hashable, of a type that the source says."""
 
@@ -153,7 +157,7 @@ class Loads:
         him who will want it. ``unasked`` gets what comes before anybody does."""
         with self._lock:
             new = [what for what in wanted if (source, what) not in self._on_the_way]
-            if new and not self._closed and self._max_ahead:
+            if new and not self._closed and self._max_ahead and len(self._ahead) < _MOST_AHEAD:
                 self._submit(_Task(source, new, unasked, ahead=True))
 
     def _submit(self, task: _Task) -> None:

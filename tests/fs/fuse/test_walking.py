@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from neve.castore.digest import Digest
 from neve.errors import Corrupt
 from neve.fs.fuse.session import Session, SessionOptions
 from neve.fs.fuse.walking import AHEAD_BYTES
-from neve.fs.tree import Tree
+from neve.fs.tree import Listing, Tree
 from neve.store.root_nodes import PathInfoRoots
 from neve.store.services import Services
 from neve.tree import LEAVE_DIRECTORY, EnterDirectory, Event, File
@@ -173,6 +174,33 @@ def test_far_down_and_up_again() -> None:
     for _ in range(2999):
         inode = walker.asker.lookup(b"x", inode).node
     assert walker.list(inode) == {}
+    walker.session.close()
+    services.close()
+
+
+def test_what_comes_next_is_not_looked_for_any_number_of_directories_above(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A guest may list the innermost as often as it likes, and all others wait for that."""
+    services = memory_services()
+    deep: list[Event] = [EnterDirectory(b""), *[EnterDirectory(b"x")] * 1000]
+    deep += [File(b"inside", False, b"inside"), *[LEAVE_DIRECTORY] * 1001]
+    put_path(services, PATH, stored(services, deep))
+    walker = Walker(services)
+    inode = walker.top
+    for _ in range(1000):
+        inode = walker.asker.lookup(b"x", inode).node
+    walker.read(walker.list(inode)[b"inside"])
+    looked_at: list[Digest] = []
+    known = Tree.known
+
+    def counted(tree: Tree, digest: Digest) -> Listing | None:
+        looked_at.append(digest)
+        return known(tree, digest)
+
+    monkeypatch.setattr(Tree, "known", counted)
+    walker.list(inode)
+    assert 0 < len(looked_at) < 100
     walker.session.close()
     services.close()
 

@@ -27,6 +27,9 @@ caches does not get to the end while the next are fetched, and not much if he st
 _ENTRIES = 1024
 """Of longer directories, only so many entries are looked at, from where it matters on."""
 _MOST_ENTRIES = 4 * _ENTRIES
+_MOST_UP = 64
+"""Directories above one in which what comes next is looked for: a guest may list one that is a million deep,
+as often as it likes."""
 
 _Entries = Sequence[tuple[bytes, Node]]
 
@@ -110,7 +113,7 @@ class Walking:
         entries: _Entries = listing.entries[:_ENTRIES]
         yield directory.digest, entries
         stack = [_directories(entries)]
-        while True:
+        for _ in range(_MOST_UP):
             while stack:
                 node = next(stack[-1], None)
                 if node is None:
