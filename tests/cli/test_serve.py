@@ -261,6 +261,29 @@ def test_a_token_is_none_before_its_line_is_on_the_disk(
     assert seen == [(), ("ci",)]
 
 
+def test_a_token_is_seen_by_who_has_read_half_of_its_line(
+    neve: Neve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if no time has passed on the clock of the file system."""
+    path = tmp_path / "tokens"
+    neve("token", "old", "--file", path)
+    sizes: list[int] = []
+    pwrite = os.pwrite
+
+    def looked_at(descriptor: int, data: bytes, offset: int) -> int:
+        sizes.append(path.stat().st_size)
+        assert [token.name for token in read_tokens(str(path))] == ["old"]
+        written = pwrite(descriptor, data, offset)
+        sizes.append(path.stat().st_size)
+        return written
+
+    monkeypatch.setattr(os, "pwrite", looked_at)
+    assert neve("token", "new", "--file", path).code == 0
+    assert sizes
+    assert path.stat().st_size not in sizes
+    assert path.read_bytes().endswith(b"\n")
+
+
 def test_tokens_of_several_at_once(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     command = [sys.executable, "-m", "neve.cli", "token"]

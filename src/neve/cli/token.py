@@ -57,14 +57,16 @@ def _append(path: str, name: str, line: str) -> None:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
             begun = b"\n" if end > 0 and file.read(1) != b"\n" else b""
-            _write_or_cut(file.fileno(), end, begun, line.encode() + b"\n")
+            _write_or_cut(file.fileno(), end, begun, line.encode())
     except OSError as error:
         raise translate_os_error(error, f"cannot write {path}") from error
 
 
 def _write_or_cut(descriptor: int, end: int, begun: bytes, line: bytes) -> None:
     """Adds to a file that ends at ``end``. What fails leaves nothing, not a name that the next attempt would
-    find taken. Whoever dies leaves a line or, at worst, a comment: half a line, no server takes."""
+    find taken. Whoever dies leaves a line or, at worst, a comment: half a line, no server takes. The file
+    gets longer once more at the end: a server that has read the comment may see no other change, for the
+    times of a file are those of a clock that stands still for some milliseconds."""
     from neve.packstore.layout import write_whole
 
     try:
@@ -72,6 +74,7 @@ def _write_or_cut(descriptor: int, end: int, begun: bytes, line: bytes) -> None:
         write_whole(descriptor, begun + _COMMENT + line[1:])
         os.fsync(descriptor)
         os.pwrite(descriptor, line[:1], end + len(begun))
+        write_whole(descriptor, b"\n")
         os.fsync(descriptor)
     except BaseException:
         with contextlib.suppress(OSError):
