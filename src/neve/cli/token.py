@@ -64,9 +64,9 @@ def _append(path: str, name: str, line: str) -> None:
 
 def _write_or_cut(descriptor: int, end: int, begun: bytes, line: bytes) -> None:
     """Adds to a file that ends at ``end``. What fails leaves nothing, not a name that the next attempt would
-    find taken. Whoever dies leaves a line or, at worst, a comment: half a line, no server takes. The file gets
-    longer once more at the end: a server that has read the comment may see no other change, for the times of
-    a file are those of a clock that stands still for some milliseconds."""
+    find taken. Whoever dies leaves a line or, at worst, a comment: half a line, no server takes. The file
+    gets longer once more at the end: a server that has read the comment may see no other change, for the
+    times of a file are those of a clock that stands still for some milliseconds."""
     from neve.packstore.layout import write_whole
 
     try:

@@ -17,7 +17,7 @@ Queued = Callable[[int], None]
 
 STUCK_SECONDS = 120.0
 """Threads that end nothing for so long, while something waits for them, are stuck. Whoever works for a client
-may wait for another server for as long as a call to that may take, which is less."""
+may wait for another server for as long as a call to that may take: less, unless an address says otherwise."""
 
 
 class Pool:
