@@ -39,7 +39,11 @@ class Temporary:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None and self.name:
-            if self._held >= 0 or self._is_link:
+            if self._held >= 0:  # It may have been renamed before it failed, and the name be another one's.
+                with contextlib.suppress(OSError):
+                    if _is_at(self._held, self._parent, self.name):
+                        remove_tree(self._parent, self.name)
+            elif self._is_link:
                 remove_tree(self._parent, self.name)
             else:  # Half of it was made, or nothing: then another one may have the name meanwhile.
                 with contextlib.suppress(OSError):
