@@ -27,7 +27,15 @@ from neve.castore.objectstore.layout import (
     pack_closure,
     pack_list,
 )
-from neve.errors import Corrupt, LimitExceeded, NeveError, PermissionDenied, Unavailable, Unsupported
+from neve.errors import (
+    Corrupt,
+    InvalidRequest,
+    LimitExceeded,
+    NeveError,
+    PermissionDenied,
+    Unavailable,
+    Unsupported,
+)
 from neve.testing.blob_reading import KIB, MIB, incompressible, put, reader_of
 from neve.testing.directories import put_closure, tree
 from tests.castore.objectstore.interference import Fault, Proxy, Request, proxy_before
@@ -146,6 +154,19 @@ def test_a_server_that_is_not_there() -> None:
         with pytest.raises(Unavailable, match=r"objectstore.s3://bucket: cannot ask for blobs") as error:
             blobs.has(b3_digest(b"x"))
         assert_clean(str(error.value))
+
+
+def test_a_password_in_an_endpoint_is_not_told() -> None:
+    url = s3_url(1, "bucket", max_retries=0, endpoint="http://somebody:hush@127.0.0.1:1")
+    with blobs_at(url) as blobs, pytest.raises(Unavailable, match=r"HEAD http://\*\*\*@127") as error:
+        blobs.has(b3_digest(b"x"))
+    assert_clean(str(error.value))
+
+
+def test_a_value_of_several_lines_is_not_told() -> None:
+    with pytest.raises(InvalidRequest) as error:
+        BLOB_SERVICES.open("objectstore+http://127.0.0.1:1/x?user_agent=hush%0Ahush")
+    assert str(error.value).endswith(": a parameter has a value that cannot be used")
 
 
 # Who asks, and for what.
