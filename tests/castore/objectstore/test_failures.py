@@ -267,7 +267,7 @@ def test_a_chunk_that_is_damaged(store: ObjectBlobService, stored: bytes, what: 
 
 
 def test_a_chunk_that_is_longer_than_anybody_takes(s3: S3Server) -> None:
-    with blobs_at(s3.url(s3.bucket(), max_chunk_bytes=100_000)) as blobs:
+    with blobs_at(s3.url(s3.bucket(), max_chunk_bytes=100_000, avg_chunk_size=50_000)) as blobs:
         bomb = bytes(200_000)
         digest = b3_digest(bomb)
         blobs._bucket.put(key_of(CHUNKS, digest), pack_chunk(bomb))
