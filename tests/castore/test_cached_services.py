@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -347,6 +349,49 @@ def test_what_was_asked_for_while_it_was_put(tmp_path: Path) -> None:
 
 
 # Blobs: near fails.
+
+
+@pytest.mark.parametrize("scheme", ["cache", "combined"])
+@pytest.mark.parametrize("by_pieces", [False, True])
+def test_a_large_blob_of_which_near_has_a_part_damaged_comes_from_far(
+    scheme: str, by_pieces: bool, tmp_path: Path
+) -> None:
+    """What is before the damage has been given out by then."""
+    contents = incompressible(3 * MIB)
+    far = f"objectstore+file://{tmp_path}/far"
+    with contextlib.closing(BLOB_SERVICES.open(far)) as service:
+        digest = put(service, contents)
+    with contextlib.closing(BLOB_SERVICES.open(f"local://{tmp_path}/near")) as service:
+        put(service, contents)
+        chunks = service.chunks(digest)
+        assert chunks is not None
+        damage_blob(service, chunks[4].digest)
+    with (
+        contextlib.closing(BLOB_SERVICES.open(nested(scheme, f"local://{tmp_path}/near", far))) as service,
+        logged(logging.WARNING) as lines,
+        reader_of(service, digest) as reader,
+    ):
+        if by_pieces:
+            assert b"".join(iter(lambda: reader.read_piece(KIB), b"")) == contents
+        else:
+            assert (reader.read(10), reader.read()) == (contents[:10], contents[10:])
+        assert (reader.size, reader.tell()) == (len(contents), len(contents))
+        reader.seek(MIB)
+        assert reader.read(KIB) == contents[MIB : MIB + KIB]
+    assert "asking far" in lines[0]
+
+
+def test_a_large_blob_that_is_damaged_near_and_not_far_is_an_error(tmp_path: Path) -> None:
+    with contextlib.closing(BLOB_SERVICES.open(f"local://{tmp_path}/near")) as service:
+        digest = put(service, incompressible(3 * MIB))
+        chunks = service.chunks(digest)
+        assert chunks is not None
+        damage_blob(service, chunks[4].digest)
+    url = nested("cache", f"local://{tmp_path}/near", "memory://")
+    with contextlib.closing(BLOB_SERVICES.open(url)) as service, reader_of(service, digest) as reader:
+        for _ in range(2):
+            with pytest.raises(Corrupt, match=re.escape(format_digest(chunks[4].digest))):
+                reader.read()
 
 
 @pytest.mark.parametrize("kind", BOTH)

@@ -27,7 +27,15 @@ from neve.castore.objectstore.layout import (
     pack_closure,
     pack_list,
 )
-from neve.errors import Corrupt, LimitExceeded, NeveError, PermissionDenied, Unavailable, Unsupported
+from neve.errors import (
+    Corrupt,
+    InvalidRequest,
+    LimitExceeded,
+    NeveError,
+    PermissionDenied,
+    Unavailable,
+    Unsupported,
+)
 from neve.testing.blob_reading import KIB, MIB, incompressible, put, reader_of
 from neve.testing.directories import put_closure, tree
 from tests.castore.objectstore.interference import Fault, Proxy, Request, proxy_before
@@ -148,6 +156,19 @@ def test_a_server_that_is_not_there() -> None:
         assert_clean(str(error.value))
 
 
+def test_a_password_in_an_endpoint_is_not_told() -> None:
+    url = s3_url(1, "bucket", max_retries=0, endpoint="http://somebody:hush@127.0.0.1:1")
+    with blobs_at(url) as blobs, pytest.raises(Unavailable, match=r"HEAD http://\*\*\*@127") as error:
+        blobs.has(b3_digest(b"x"))
+    assert_clean(str(error.value))
+
+
+def test_a_value_of_several_lines_is_not_told() -> None:
+    with pytest.raises(InvalidRequest) as error:
+        BLOB_SERVICES.open("objectstore+http://127.0.0.1:1/x?user_agent=hush%0Ahush")
+    assert str(error.value).endswith(": a parameter has a value that cannot be used")
+
+
 # Who asks, and for what.
 
 
@@ -246,7 +267,7 @@ def test_a_chunk_that_is_damaged(store: ObjectBlobService, stored: bytes, what: 
 
 
 def test_a_chunk_that_is_longer_than_anybody_takes(s3: S3Server) -> None:
-    with blobs_at(s3.url(s3.bucket(), max_chunk_bytes=100_000)) as blobs:
+    with blobs_at(s3.url(s3.bucket(), max_chunk_bytes=100_000, avg_chunk_size=50_000)) as blobs:
         bomb = bytes(200_000)
         digest = b3_digest(bomb)
         blobs._bucket.put(key_of(CHUNKS, digest), pack_chunk(bomb))

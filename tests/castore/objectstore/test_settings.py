@@ -40,6 +40,8 @@ def settings(url: str) -> dict[str, object]:
         ("objectstore+s3://bucket?nonsense=x", "nonsense"),
         ("objectstore+s3://bucket?avg_chunk_size=17", "avg_chunk_size"),
         ("objectstore+s3://bucket?avg_chunk_size=many", "avg_chunk_size"),
+        ("objectstore+s3://bucket?max_chunk_bytes=500000", "less than twice the avg_chunk_size"),
+        ("objectstore+file:///srv/x?max_chunk_bytes=99999&avg_chunk_size=50000", "written must be readable"),
         ("objectstore+s3://bucket?parallel=0", "parallel"),
         ("objectstore+s3://bucket?max_retries=-1", "max_retries"),
         ("objectstore+s3://bucket?timeout=soon", "timeout"),
@@ -65,7 +67,7 @@ def test_opening_connects_to_nothing() -> None:
 def test_parameters_go_where_they_belong() -> None:
     options = settings(
         "objectstore+s3://bucket/x?region=r&secret_access_key=hush&access_key_id=me&user_agent=u"
-        "&max_retries=3&avg_chunk_size=65536&parallel=7&max_chunk_bytes=99999"
+        "&max_retries=3&avg_chunk_size=65536&parallel=7&max_chunk_bytes=199999"
     )
     assert options["config"] == {"region": "r", "secret_access_key": "hush", "access_key_id": "me"}
     made = settings_of(parse_address("objectstore+s3://bucket/x?avg_chunk_size=65536&parallel=7"))

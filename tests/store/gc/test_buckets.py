@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from neve.castore.ages import DEFAULT_GRACE
 from neve.castore.blobs.chunks import Chunker
 from neve.castore.digest import b3_digest
 from neve.library import Store
+from tests.castore.objectstore.interference import Fault, Request, proxy_before
 from tests.s3 import S3Server
 from tests.store.gc.helpers import check, collect, make_tree, paths
 
@@ -162,3 +164,25 @@ def test_a_whole_collection_over_s3(each_s3: S3Server, tmp_path: Path) -> None:
         assert store.import_path(trees[1]).node == gone.node
         assert paths(store) == {kept.store_path, gone.store_path}
         check(store)
+
+
+def test_closures_are_marked_several_at_once(s3: S3Server, tmp_path: Path) -> None:
+    """Each is one request: one after the other, a collection would take that time for every path."""
+    bucket, both = s3.bucket(), threading.Barrier(2)
+
+    def plan(request: Request) -> Fault | None:
+        if request.method == "GET" and "/dirs/b3/" in request.path:
+            both.wait(30)
+        return None
+
+    with proxy_before(s3.port) as proxy:
+        url = s3.url(bucket, port=proxy.port)
+        paths_at = f"local://{tmp_path}/paths"
+        place = {"blob_service": url, "directory_service": url, "path_info_service": paths_at}
+        with neve.open(**place) as store:
+            for number in range(4):
+                store.import_path(make_tree(tmp_path / str(number), number, files=2))
+        proxy.plan = plan
+        with neve.open(**place) as store:
+            report = collect(store)
+    assert (report.paths_kept, report.missing, both.broken) == (4, 0, False)

@@ -10,7 +10,14 @@ from neve.castore.absences import Absences, absences_of
 from neve.castore.ages import Aged, refuse_ages
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter, Chunk
 from neve.castore.blobs.chunks import BytesReader
-from neve.castore.blobs.keeping import BothBatch, BothWriter, CombinedBatch, Keeper, KeepingReader
+from neve.castore.blobs.keeping import (
+    BothBatch,
+    BothWriter,
+    CombinedBatch,
+    Keeper,
+    KeepingReader,
+    NearReader,
+)
 from neve.castore.blobs.urls import BLOB_SERVICES
 from neve.castore.digest import EMPTY_BLOB, Digest, check_digest
 from neve.castore.near import NEAR_FAILURES, NearCopy, from_near, keep_near
@@ -53,8 +60,10 @@ class CombinedBlobService(BlobService):
         check_digest(digest)
         reader = from_near(lambda: self._near.open_read(digest), None)
         count_found("blobs", reader is not None, reader is None)
-        if reader is not None or digest in self._absences:
-            return reader
+        if reader is not None:
+            return NearReader(digest, reader, self._far)
+        if digest in self._absences:
+            return None
         reader = self._far.open_read(digest)
         if reader is None:
             self._absences.add([digest])

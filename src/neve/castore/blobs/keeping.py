@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -11,12 +11,72 @@ from neve.castore.absences import Absences
 from neve.castore.blobs.base import BlobBatch, BlobReader, BlobService, BlobWriter
 from neve.castore.blobs.bundle import Bundle
 from neve.castore.digest import Digest, format_digest
-from neve.castore.near import NearCopy
+from neve.castore.near import NEAR_FAILURES, NearCopy
 from neve.errors import Corrupt
+from neve.telemetry import LOGGER
 
 _GROUP_BYTES = 1024 * 1024
 _COMMIT_BYTES = 64 * 1024 * 1024
 """Blobs that are put together, and that are made durable together."""
+
+
+class NearReader(BlobReader):
+    """Reads a blob from near; from where near does not go on, from far. Owns ``near``, not ``far``.
+
+    What near has given by then was verified, chunk by chunk.
+    """
+
+    def __init__(self, digest: Digest, near: BlobReader, far: BlobService) -> None:
+        self._digest = digest
+        self._reader = near
+        self._far: BlobService | None = far
+
+    @property
+    def size(self) -> int:
+        return self._reader.size
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._reader.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._reader.tell()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._tried(lambda reader: reader.read(-1 if size is None else size))
+
+    def read_piece(self, limit: int) -> bytes:
+        return self._tried(lambda reader: reader.read_piece(limit))
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        piece = self.read(len(buffer))
+        memoryview(buffer)[: len(piece)] = piece
+        return len(piece)
+
+    def _tried(self, step: Callable[[BlobReader], bytes]) -> bytes:
+        start = self._reader.tell()
+        try:
+            return step(self._reader)
+        except NEAR_FAILURES as error:
+            if not self._goes_on_far(error):
+                raise
+        self._reader.seek(start)
+        return step(self._reader)
+
+    def _goes_on_far(self, error: Exception) -> bool:
+        """Whether far has it, and is read from here on. Raises what far raises."""
+        far = None if self._far is None else self._far.open_read(self._digest)
+        self._far = None
+        if far is None:
+            return False
+        LOGGER.warning("asking far, because near does not answer: %s", error)
+        near, self._reader = self._reader, far
+        near.close()
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._reader.close()
+        super().close()
 
 
 class KeepingReader(BlobReader):

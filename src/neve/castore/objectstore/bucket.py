@@ -345,7 +345,8 @@ def _meta(meta: ObjectMeta) -> Meta:
 
 def _refusal(address: Address, error: Exception) -> InvalidRequest:
     # Not the library's words, in which values might be.
-    reason = str(error).partition("\n")[0]
-    if any(value and value in reason for value in address.parameters.values()):
+    reason = " ".join(str(error).split())
+    values = (" ".join(value.split()) for value in address.parameters.values())
+    if any(value and value in reason for value in values):
         reason = "a parameter has a value that cannot be used"
-    return address.refuse(" ".join(reason.split()))
+    return address.refuse(reason)

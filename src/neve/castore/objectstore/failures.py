@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from neve.errors import DiskFull, InvalidRequest, NeveError, PermissionDenied, Unavailable, Unsupported
+from neve.registry import shown_url
 
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})")
@@ -38,6 +39,8 @@ _LOCKED = "423"
 """The status of WebDAV servers where somebody else makes the same folder, or writes the same file."""
 
 _MAX_REASON = 300
+_MAX_LOOKED_AT = 16 * 1024
+"""Characters of what is said, and of what is looked at for that."""
 
 
 class BrokenOff(Unavailable):
@@ -93,7 +96,7 @@ def _reason(text: str) -> str:
     """Status, code and message of an answer; else what the library says itself."""
     code, status, message = _CODE.search(text), _STATUS.search(text), _MESSAGE.search(text)
     if code is None and status is None:
-        reason = _QUERY.sub("", text)
+        reason = shown_url(_QUERY.sub("", text[:_MAX_LOOKED_AT]))  # Its address may have a password.
     else:
         parts = [found[1].strip() for found in (status, code) if found is not None]
         reason = ", ".join(parts) + (f": {message[1]}" if message is not None else "")

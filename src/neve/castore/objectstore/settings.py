@@ -83,11 +83,12 @@ def settings_of(address: Address) -> Settings:
         address.check_parameters("avg_chunk_size", "max_chunk_bytes", "parallel")
     _check_place(address, kind)
     url = address.url.partition("?")[0]
+    average = address.number("avg_chunk_size", AVERAGE_CHUNK, least=1024, most=64 * 1024 * 1024)
     return Settings(
         kind,
         url,
-        address.number("avg_chunk_size", AVERAGE_CHUNK, least=1024, most=64 * 1024 * 1024),
-        address.number("max_chunk_bytes", _longest(address), least=1024, most=2**31),
+        average,
+        _longest_read(address, 2 * average),
         address.number("parallel", _PARALLEL, most=1024),
         url.removeprefix(PREFIX),
         {} if kind in _PLAIN else _options(address, kind),
@@ -95,9 +96,15 @@ def settings_of(address: Address) -> Settings:
     )
 
 
-def _longest(address: Address) -> int:
-    average = address.number("avg_chunk_size", AVERAGE_CHUNK, least=1024, most=64 * 1024 * 1024)
-    return max(_MAX_CHUNK_BYTES, 2 * average)
+def _longest_read(address: Address, longest_written: int) -> int:
+    default = max(_MAX_CHUNK_BYTES, longest_written)
+    longest = address.number("max_chunk_bytes", default, least=1024, most=2**31)
+    if longest < longest_written:
+        raise address.refuse(
+            f"max_chunk_bytes={longest} is less than twice the avg_chunk_size: "
+            "what is written must be readable"
+        )
+    return longest
 
 
 def _check_place(address: Address, kind: str) -> None:

@@ -165,8 +165,9 @@ class _Run:
         digests = [digest for digest in digests if digest not in self.marker.directories]
         for number, digest in enumerate(digests):
             if number % _AHEAD == 0:
-                for following in digests[number : number + _AHEAD]:
-                    self._services.directories.read_ahead(following)
+                ahead = digests[number : number + _AHEAD]
+                for _ in self._calls.map(self._services.directories.read_ahead, ahead):
+                    pass  # Each is waited for, but all are on their way.
             self._progress.advance(0)
             encoded = self._services.directories.get_recursive_encoded(digest)
             self.marker.mark_closure(digest, encoded)
