@@ -8,6 +8,7 @@ from neve.fs.ahead import (
     FIRST_NEIGHBOURS,
     MOST_BELOW,
     MOST_NEIGHBOURS,
+    Looks,
     Neighbours,
     ReadWalks,
     Streams,
@@ -251,3 +252,29 @@ def test_walks_are_remembered_in_bounded_memory() -> None:
         reads.read(10 * number)
     assert len(reads._trust) < 2000
     assert len(reads._ranges) < 100
+
+
+def test_who_looks_at_what_he_lists_is_expected_to_go_on_for_a_while() -> None:
+    looks = Looks()
+    assert not looks.will_look(10, 1)
+    looks.looked_up(10, 1)
+    # In the same directory, and in those beside it; not elsewhere.
+    assert looks.will_look(10, 1)
+    assert looks.will_look(11, 1)
+    assert not looks.will_look(20, 2)
+    listed = 0
+    while looks.will_look(12, 1):
+        listed += 1
+        assert listed < 1000
+    assert listed > 10
+    looks.looked_up(12, 1)
+    assert looks.will_look(13, 1)
+
+
+def test_looks_are_forgotten_in_time() -> None:
+    looks = Looks()
+    for number in range(2, 5000):
+        looks.looked_up(number, 1)
+    assert not looks.will_look(2, 0)
+    assert looks.will_look(4999, 0)
+    assert looks.will_look(6000, 1)

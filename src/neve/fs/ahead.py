@@ -34,6 +34,8 @@ files are read after listings; and so many more must be left that one need not l
 _UNSEEN = 16
 """And so many altogether, wherever they are: of a directory is expected what is known of the one above it, so
 that in a deep tree there would be hundreds otherwise. When half of them were, one looks in any case."""
+_LOOKS = 64
+"""Answers to listings that a lookup is good for. Then one has names only, to see if they are looked up."""
 _RANGES = 64
 """Listings of which it is remembered what inodes they made."""
 
@@ -175,6 +177,35 @@ class Walks:
             while len(self._listed) > _LISTED:
                 self._listed.popitem(last=False)
             return nodes
+
+
+class Looks:
+    """Directories of which what has been listed is looked up too, as by ``ls -l``; by the numbers of inodes.
+    Thread-safe."""
+
+    def __init__(self) -> None:
+        self._left: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def looked_up(self, number: int, parent: int) -> None:
+        """Notes that an entry of a directory is looked up: others of it may be, and those of the ones beside
+        it."""
+        with self._lock:
+            for one in (parent, number):
+                self._left[one] = _LOOKS
+                self._left.move_to_end(one)
+            while len(self._left) > _LISTED:
+                self._left.popitem(last=False)
+
+    def will_look(self, number: int, parent: int) -> bool:
+        """Whether the entries that are listed now are expected to be looked up. Not for ever: who is told all
+        does not ask, and nobody knows whether he would."""
+        with self._lock:
+            one = number if self._left.get(number, 0) else parent
+            left = self._left.get(one, 0)
+            if left:
+                self._left[one] = left - 1
+            return left > 0
 
 
 class ReadWalks:

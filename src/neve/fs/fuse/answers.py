@@ -134,6 +134,8 @@ class Answers:
             if parent.parent == ROOT and request.header.node != ROOT:
                 self._tree.read_ahead(parent.digest, self._loads)
             children = len(self.directory(node.digest, request))
+        else:
+            request.kernel.looks.looked_up(request.header.node, parent.parent)
         request.settle()
         (number,) = request.kernel.inodes.remember(request.header.node, [(name, node, children)])
         return [protocol.encode_entry(attributes(number, node, children))]

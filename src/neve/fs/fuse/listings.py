@@ -39,8 +39,8 @@ _UNKNOWN_INODE = 0xFFFFFFFF
 """As the number of an entry that the kernel was not told of: libfuse says the same."""
 
 INODES_BY_LISTING: Final = 500_000
-"""As long as the kernel knows fewer inodes, listings tell it of more. Then it asks for those that it wants:
-who only walks through millions of names needs none."""
+"""As long as the kernel knows fewer inodes, listings tell it of more. Then only where somebody looks at what
+he lists: who walks through millions of names needs none."""
 
 _NO_CACHING = bytes(8)
 """At the end of the root's listing. The kernel takes an empty answer for the end, and keeps what came before
@@ -105,7 +105,7 @@ class Listings:
         chosen = listing.entries[start:stop]
         sizes: Sequence[int | None] = [None] * len(chosen)
         number, kernel, directory = request.header.node, request.kernel, directory_of(request)
-        if len(kernel.inodes) < INODES_BY_LISTING:
+        if len(kernel.inodes) < INODES_BY_LISTING or kernel.looks.will_look(number, directory.parent):
             below = kernel.walks.listed(number, directory.parent)
             sizes = self._tree.sizes([node for _, node in chosen], request.held, below)
         known = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from neve.castore.digest import Digest
-from neve.fs.ahead import Neighbours, ReadWalks, Walks
+from neve.fs.ahead import Looks, Neighbours, ReadWalks, Walks
 from neve.fs.fuse import protocol
 from neve.fs.fuse.opcodes import InitFlag
 from neve.fs.fuse.protocol import Header
@@ -33,6 +33,7 @@ class Kernel:
         self.inodes = InodeTable(MAX_INODES if send is None else sys.maxsize)
         self.neighbours = Neighbours()
         self.walks = Walks()
+        self.looks = Looks()
         self.read_walks = ReadWalks()
         self.opens_files = not flags & InitFlag.NO_OPEN_SUPPORT
         self.opens_directories = not flags & InitFlag.NO_OPENDIR_SUPPORT
