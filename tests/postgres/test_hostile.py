@@ -17,9 +17,11 @@ import neve
 from neve.castore.ages import DEFAULT_GRACE
 from neve.castore.digest import b3_digest
 from neve.castore.directories.base import DirectoryService
+from neve.castore.node import SymlinkNode
 from neve.errors import Corrupt, NeveError, PermissionDenied, Unavailable
+from neve.postgres.database import Database
 from neve.postgres.records import seal
-from neve.store.nar_nodes import NarNodes
+from neve.store.nar_nodes import Nar, NarNodes
 from neve.store.pathinfos.base import PathInfoService
 from neve.store.services import open_services
 from neve.store.small_files import SmallFiles, small_files_beside
@@ -95,15 +97,18 @@ WRITES: dict[str, Callable[[Kinds], object]] = {
     "put directory": lambda kinds: kinds.directories.put(leaf("new")),
     "put directories": lambda kinds: kinds.directories.put_many([leaf("new"), leaf("more")]),
     "put closure": lambda kinds: put_closure(kinds.directories, tree()),
-    "delete directories": lambda kinds: kinds.directories.delete_many([leaf("gone").digest]),
     "put path info": lambda kinds: kinds.path_infos.put(NEW),
     "replace path info": lambda kinds: kinds.path_infos.put(NEW, replace=True),
     "put path infos": lambda kinds: kinds.path_infos.put_many([NEW, HERE]),
     "sign": lambda kinds: kinds.path_infos.add_signatures(HERE.digest, [signature("key")]),
-    "delete path infos": lambda kinds: kinds.path_infos.delete_many([path_info("gone").digest]),
     "put nar": lambda kinds: kinds.nar_nodes.put(OTHER, nar_of(OTHER)),
     "put nars": lambda kinds: kinds.nar_nodes.put_many([(OTHER, nar_of(OTHER))]),
     "put file": lambda kinds: kinds.small_files.put("log", "new", b"more"),
+}
+
+DELETES: dict[str, Callable[[Kinds], object]] = {
+    "delete directories": lambda kinds: kinds.directories.delete_many([DIGESTS[-1]]),
+    "delete path infos": lambda kinds: kinds.path_infos.delete_many([HERE.digest]),
 }
 
 
@@ -156,19 +161,62 @@ def test_who_reads_asks_again(name: str, postgresql: PostgresServer, database: s
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_who_writes_is_told_and_can_do_it_again(name: str, postgresql: PostgresServer, database: str) -> None:
+def test_who_puts_does_it_again(name: str, postgresql: PostgresServer, database: str) -> None:
     with opened(database) as kinds:
         fill(kinds)
-        failure = in_the_middle(postgresql, database, WRITES[name], kinds).exception()
-        if name != "put path info":  # That looks first, and then asks again.
-            assert type(failure) is Unavailable
-            assert str(failure).startswith("postgresql://")
-            # Nothing of it was done by halves.
-            assert kinds.path_infos.list() == [HERE]
-            assert kinds.path_infos.referrers(store_path("r").digest) == [HERE.digest]
-            assert kinds.directories.get(leaf("new").digest) is None
-        WRITES[name](kinds)
+        result = in_the_middle(postgresql, database, WRITES[name], kinds).result()
+        states = [read(kinds) for read in READS.values()]
+        assert WRITES[name](kinds) == result
+        assert [read(kinds) for read in READS.values()] == states
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_putting_twice_because_nobody_heard_that_it_was_done(
+    name: str, postgresql: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is lost after everything was written, and before that was said."""
+    real = Database.repeat
+    lost: list[int] = []
+
+    def repeat(self: Database, work: Callable[[Any], Any]) -> Any:
+        tried: list[int] = []
+
+        def work_that_nobody_hears_of(connection: Any) -> Any:
+            result = work(connection)
+            tried.append(connection.info.backend_pid)
+            if len(tried) == 1:
+                postgresql.execute("select pg_terminate_backend(%s)", tried)
+                lost.extend(tried)
+                connection.execute("select 1")
+            return result
+
+        return real(self, work_that_nobody_hears_of)
+
+    with opened(database) as kinds:
+        fill(kinds)
+        monkeypatch.setattr(Database, "repeat", repeat)
+        result = WRITES[name](kinds)
+        monkeypatch.undo()
+        assert lost
+        states = [read(kinds) for read in READS.values()]
+        assert WRITES[name](kinds) == result
+        assert [read(kinds) for read in READS.values()] == states
+
+
+@pytest.mark.parametrize("name", DELETES)
+def test_who_deletes_is_told_and_can_do_it_again(
+    name: str, postgresql: PostgresServer, database: str
+) -> None:
+    with opened(database) as kinds:
+        fill(kinds)
+        failure = in_the_middle(postgresql, database, DELETES[name], kinds).exception()
+        assert type(failure) is Unavailable
+        assert str(failure).startswith("postgresql://")
+        # Nothing of it was done by halves.
+        assert kinds.path_infos.list() == [HERE]
+        assert kinds.path_infos.referrers(store_path("r").digest) == [HERE.digest]
         assert {DIGESTS[-1]} <= set(kinds.directories.list())
+        assert DELETES[name](kinds) == 1
 
 
 def test_no_call_waits_for_ever(postgresql: PostgresServer, database: str) -> None:
@@ -308,3 +356,37 @@ def test_rows_beside_path_infos_that_are_none(postgresql: PostgresServer, databa
         insert(postgresql, database, "small_files", b"log/\xff", seal("small_files", b"log/\xff", b""))
         with pytest.raises(Corrupt, match="6c6f672fff in the table small_files has no name"):
             kinds.small_files.list()
+
+
+def test_damaged_rows_of_nars_are_replaced(postgresql: PostgresServer, database: str) -> None:
+    nar = nar_of(NODE)
+    key = b"n" + b3_digest(encode_node(NODE))
+    with opened(database) as kinds:
+        fill(kinds)
+        kinds.nar_nodes.put(OTHER, nar_of(OTHER))
+        postgresql.execute(
+            f"update {schema_of(database)}.nar_nodes set data = '\\x00' where key <> %b", [key]
+        )
+        for _ in range(2):
+            kinds.nar_nodes.put_many([(NODE, nar), (OTHER, nar_of(OTHER))])
+            assert kinds.nar_nodes.nar(NODE) == nar
+            assert kinds.nar_nodes.nar(OTHER) == nar_of(OTHER)
+            assert kinds.nar_nodes.node(nar.sha256) == (NODE, nar.size)
+            assert kinds.nar_nodes.node(nar_of(OTHER).sha256) == (OTHER, nar_of(OTHER).size)
+        # What is whole stays, whatever somebody else says of it.
+        kinds.nar_nodes.put(NODE, Nar(1, nar.sha256))
+        assert kinds.nar_nodes.nar(NODE) == nar
+
+
+def test_a_nar_of_which_the_row_is_damaged_is_computed_anew(
+    postgresql: PostgresServer, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    services = open_services("memory://", directory_service=database, path_info_service=database)
+    with contextlib.closing(services):
+        node = SymlinkNode(b"target")
+        nar = services.nar_calculation.calculate_nar(node)
+        postgresql.execute(f"update {schema_of(database)}.nar_nodes set data = '\\x00'")
+        for _ in range(2):
+            assert services.nar_calculation.calculate_nar(node) == nar
+        assert services.nar_nodes.node(nar.sha256) == (node, nar.size)
+    assert caplog.text.count("computed anew") == 1

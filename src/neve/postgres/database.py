@@ -85,8 +85,13 @@ class Database:
         return text.replace("{s}", f'"{self.target.schema}"').encode()
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """What ``work`` makes of a connection. It changes nothing, and is done once more if the connection
-        is lost on the way."""
+        """What ``work`` makes of a connection. It changes nothing, so that it can be done once more if the
+        connection is lost on the way."""
+        return self.repeat(work)
+
+    def repeat(self, work: Callable[[Connection], T]) -> T:
+        """As ``write``, but once more if the connection is lost on the way: for what comes to the same if it
+        was done before."""
         lost = _Lost()
         try:
             return self._run(work, lost)

@@ -48,7 +48,7 @@ class DatedTable:
                 stale = [digest for digest, is_stale in rows if is_stale]
                 return {digest for digest, is_stale in rows if not is_stale} | self.use(connection, stale)
 
-            found |= self._database.write(ask)
+            found |= self._database.repeat(ask)
         return found
 
     def use(self, connection: Connection, digests: Sequence[bytes]) -> set[bytes]:
@@ -62,7 +62,7 @@ class DatedTable:
         """Notes that these were given out. Where nothing can be written that is not worth a failure."""
         for part in parts(digests):
             try:
-                self._database.write(lambda connection, part=part: self.use(connection, part))  # type: ignore[misc]
+                self._database.repeat(lambda connection, part=part: self.use(connection, part))  # type: ignore[misc]
             except PermissionDenied as error:
                 LOGGER.debug("it is not noted that records are in use: %s", error)
                 return

@@ -120,18 +120,29 @@ class _SealedTable:
         return None if row is None else unseal(self._name, key, row[0])
 
     def add(self, rows: dict[bytes, bytes]) -> None:
-        """Stores those whose keys are not there yet."""
+        """Stores those whose keys are not there yet, or lead to a row that is damaged."""
         keys = sorted(rows)
-        parameters = [keys, [seal(self._name, key, rows[key]) for key in keys]]
+        sealed = {key: seal(self._name, key, rows[key]) for key in keys}
+
+        def change(connection: Connection) -> None:
+            added = connection.execute(self._statements["add"], [keys, list(sealed.values())]).rowcount
+            if added < len(keys):
+                self._mend(connection, sealed)
+
         if keys:
-            self._database.write(
-                lambda connection: connection.execute(self._statements["add"], parameters).rowcount
-            )
+            self._database.repeat(change)
+
+    def _mend(self, connection: Connection, sealed: dict[bytes, bytes]) -> None:
+        """Replaces those of some rows that do not match their seals."""
+        found = connection.execute(self._statements["some"], [list(sealed)], binary=True).fetchall()
+        for key, data in found:
+            if data != sealed[key] and not _is_whole(self._name, key, data):
+                connection.execute(self._statements["mend"], [sealed[key], key, data])
 
     def set(self, key: bytes, data: bytes) -> None:
         """Stores one row, in place of one with the same key."""
         sealed = seal(self._name, key, data)
-        self._database.write(
+        self._database.repeat(
             lambda connection: connection.execute(self._statements["set"], [key, sealed]).rowcount
         )
 
@@ -146,8 +157,18 @@ class _SealedTable:
         return self._database.read(ask) if limit > 0 else []
 
 
+def _is_whole(table: str, key: bytes, sealed: bytes) -> bool:
+    try:
+        unseal(table, key, sealed)
+    except Corrupt:
+        return False
+    return True
+
+
 _STATEMENTS = {
     "get": "select data from {s}.{t} where key = %b",
+    "some": "select key, data from {s}.{t} where key = any(%b::bytea[])",
+    "mend": "update {s}.{t} set data = %b where key = %b and data = %b",
     "add": """
         insert into {s}.{t} (key, data) select * from unnest(%b::bytea[], %b::bytea[]) on conflict do nothing
     """,

@@ -122,7 +122,7 @@ class PostgresDirectoryService(DirectoryService):
         absent = sorted(group.keys() - self._table.present(list(group)))
         if absent:
             data = [group[digest] for digest in absent]
-            self._database.write(lambda connection: connection.execute(self._insert, [absent, data]))
+            self._database.repeat(lambda connection: connection.execute(self._insert, [absent, data]))
 
     # Care.
 

@@ -72,7 +72,7 @@ class PostgresPathInfoService(PathInfoService):
             return found
         if found is None and not replace:
             check_length(path_info)
-            if self._database.write(lambda connection: self._insert(connection, [path_info])):
+            if self._database.repeat(lambda connection: self._insert(connection, [path_info])):
                 return path_info
         [result] = self._change([path_info], replace=replace)
         if isinstance(result, NeveError):
@@ -102,7 +102,7 @@ class PostgresPathInfoService(PathInfoService):
                     # Somebody has put one of them in between.
                     raise Rollback(transaction)
 
-        return self._database.write(change)
+        return self._database.repeat(change)
 
     def add_signatures(self, digest: bytes, signatures: Sequence[Signature]) -> PathInfo:
         check_path_digest(digest)
@@ -119,7 +119,7 @@ class PostgresPathInfoService(PathInfoService):
                 self._table.use(connection, stale)
                 return result
 
-        return self._database.write(change)
+        return self._database.repeat(change)
 
     # The steps of a transaction.
 
