@@ -117,10 +117,51 @@ def test_rows_that_are_no_directories(
                 call()
 
 
-def test_writers_of_the_same_in_any_order(database: str) -> None:
+@pytest.mark.parametrize("how", ["put", "put_many", "put_multiple"])
+def test_a_damaged_row_is_replaced(
+    postgresql: PostgresServer, database: str, service: PostgresDirectoryService, how: str
+) -> None:
+    closure = tree()
+    put_closure(service, closure)
+    schema = schema_of(database)
+    damage(postgresql, database, closure[-1].digest)
+    postgresql.execute(f"update {schema}.directories set data = 'x' where digest = %s", [closure[0].digest])
+    rows = f"select digest, xmin::text, ctid::text from {schema}.directories order by digest"
+    before = postgresql.execute(rows)
+    if how == "put":
+        for directory in closure:
+            service.put(directory)
+    elif how == "put_many":
+        service.put_many(closure)
+    else:
+        put_closure(service, closure)
+    assert [service.get(directory.digest) for directory in closure] == closure
+    changed = {old[0] for old, new in zip(before, postgresql.execute(rows), strict=True) if old != new}
+    assert changed == {closure[0].digest, closure[-1].digest}, "what is whole is not written anew"
+
+
+def test_a_damaged_row_that_is_replaced_is_fresh(
+    postgresql: PostgresServer, database: str, service: PostgresDirectoryService
+) -> None:
+    service.put(leaf("a"))
+    postgresql.age(database, "directories")
+    damage(postgresql, database, leaf("a").digest)
+    service.put(leaf("a"))
+    assert service.delete_many([leaf("a").digest], unused_for=20 * SLACK) == 0
+    assert service.get(leaf("a").digest) == leaf("a")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_writers_of_the_same_in_any_order(
+    postgresql: PostgresServer, database: str, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody waits for somebody who waits for him."""
+    monkeypatch.setattr("neve.postgres.errors.DEADLOCKS", ())
     leaves = [leaf(str(number)) for number in range(300)]
     services = [DIRECTORY_SERVICES.open(f"{database}&application_name=n{number}") for number in range(4)]
+    if damaged:
+        services[0].put_many(leaves)
+        postgresql.execute(f"update {schema_of(database)}.directories set data = digest")
 
     def put(number: int) -> None:
         services[number].put_many(random.Random(number).sample(leaves, 300))

@@ -31,7 +31,9 @@ from neve.postgres.address import target_of
 from neve.postgres.database import Connection, Database
 from neve.postgres.schema import MIGRATIONS
 from neve.registry import parse_address
+from neve.store.pathinfos.urls import PATH_INFO_SERVICES
 from neve.testing.directories import leaf, put_closure, tree
+from neve.testing.pathinfos import path_info, signature
 from neve.testing.postgresql import PostgresServer, running_postgresql, schema_of
 
 pytestmark = pytest.mark.postgresql
@@ -140,6 +142,17 @@ def test_an_address_that_libpq_cannot_read() -> None:
     assert "ame" not in str(error.value).partition("client library")[2].replace("name", "")
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["me:ses@ame@host/db", "me:ses/ame@host/db", "me@ame:ses@host/db"],
+)
+def test_addresses_of_which_libpq_makes_something_else(place: str) -> None:
+    """It would look for a host that is named as the rest of the password is."""
+    with pytest.raises(InvalidRequest, match=r"write @ and / .* as %40 and %2F") as error:
+        DIRECTORY_SERVICES.open(f"postgresql://{place}")
+    assert "ses" not in str(error.value).partition("names")[0]
+
+
 def test_one_connection_for_all_who_ask_one_after_the_other(
     postgresql: PostgresServer, database: str
 ) -> None:
@@ -170,6 +183,31 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 assert int(os.read(reading, 100)) != parents == process()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_child_that_goes_on_with_what_its_parent_has_opened(database: str) -> None:
+    """It connects itself, and closing it takes nothing from its parent."""
+    code = f"""
+import os
+from neve.postgres.database import Database
+from neve.registry import parse_address
+
+database = Database.open(parse_address({database!r}))
+
+def process():
+    return database.read(lambda connection: connection.execute("select pg_backend_pid()").fetchone()[0])
+
+parents = process()
+for used in (True, False):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.write(writing, str(process() if used else 0).encode())
+        database.close()
+        os._exit(0)
+    os.wait()
+    assert int(os.read(reading, 100)) != parents == process()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -369,6 +407,30 @@ def test_many_begin_at_once(database: str) -> None:
         assert [call.result() for call in [threads.submit(call) for call in calls]] == [[]] * 8
     for service in services:
         service.close()
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_many_begin_at_once_in_isolation(database: str, isolation: str) -> None:
+    """Who has waited for others sees what they have done, whatever a database has for who says nothing."""
+    options = quote("-c default_transaction_isolation=" + isolation.replace(" ", "\\ "))
+    urls = [f"{database}&options={options}&application_name=n{number}" for number in range(8)]
+    path_infos = [path_info(f"p{number}") for number in range(20)]
+
+    def work(url: str) -> list[object]:
+        service = PATH_INFO_SERVICES.open(url)
+        with contextlib.closing(service):
+            mine = [info.with_signatures([signature(url[-2:])]) for info in path_infos]
+            return [result for result in service.put_many(mine) if isinstance(result, NeveError)]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(work, urls)) == [[]] * 8
+    service = PATH_INFO_SERVICES.open(database)
+    with contextlib.closing(service):
+        for info in path_infos:
+            found = service.get(info.digest)
+            assert found is not None
+            assert found.nar is not None
+            assert {one.name for one in found.nar.signatures} == {f"n{number}" for number in range(8)}
 
 
 def test_tables_of_a_newer_version(postgresql: PostgresServer, database: str) -> None:

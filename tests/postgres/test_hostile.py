@@ -29,7 +29,7 @@ from neve.store.wire import encode_node
 from neve.testing.directories import leaf, put_closure, tree
 from neve.testing.nar_nodes import nar_of
 from neve.testing.pathinfos import path_info, signature, store_path
-from neve.testing.postgresql import PostgresServer, schema_of
+from neve.testing.postgresql import PostgresServer, running_postgresql, schema_of
 from tests.store.gc.helpers import check, collect, make_tree, paths
 
 pytestmark = pytest.mark.postgresql
@@ -201,6 +201,24 @@ def test_putting_twice_because_nobody_heard_that_it_was_done(
         states = [read(kinds) for read in READS.values()]
         assert WRITES[name](kinds) == result
         assert [read(kinds) for read in READS.values()] == states
+
+
+def test_a_server_that_is_started_anew_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a moment nobody is there."""
+    monkeypatch.setattr("neve.postgres.database._LET_IN_SECONDS", _PATIENCE)
+    calls = [READS["closure"], *(WRITES[name] for name in ("put closure", "put path infos", "put nar"))]
+    with running_postgresql() as server, ThreadPoolExecutor(1) as threads:
+        url = server.url()
+        with opened(url) as kinds:
+            fill(kinds)
+            for call in calls:
+                with contextlib.suppress(psycopg.OperationalError), all_locked(server, url):
+                    result = threads.submit(call, kinds)
+                    who_waits(server, url)
+                    server.stop()
+                server.start()
+                expected = call(kinds)
+                assert result.result(2 * _PATIENCE) == expected
 
 
 @pytest.mark.parametrize("name", DELETES)

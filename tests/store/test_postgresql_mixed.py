@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from neve.store.nar_nodes import Nar
 from neve.store.postgresql import PostgresNarNodes, PostgresSmallFiles
 from neve.store.small_files import small_files_beside
 from neve.testing.pathinfos import signature
-from neve.testing.postgresql import PostgresServer
+from neve.testing.postgresql import PostgresServer, schema_of
 from neve.testing.servers import running_daemon
 from tests.http_cache.serving import serving
 from tests.s3 import S3Server
@@ -154,6 +155,34 @@ def test_narinfos_are_never_old(store: Store, tmp_path: Path, database: str) -> 
         assert "Sig: key:" in served.http.get(name).text
         other.path_infos.delete_many([info.digest])
         assert served.http.get(name).status_code == 404
+
+
+def test_damage_to_what_is_known_of_nars_is_in_nobodys_way(
+    store: Store, tmp_path: Path, postgresql: PostgresServer, database: str
+) -> None:
+    """It can be found out again, by the daemon and the binary cache, and is remembered then."""
+    info = imported(store, tmp_path, 1)
+    assert info.nar is not None
+    nar = Nar(info.nar.size, info.nar.sha256)
+
+    def damage() -> None:
+        postgresql.execute(f"update {schema_of(database)}.nar_nodes set data = '\\x00'")
+
+    with running_daemon(store.services, folder=tmp_path) as daemon, neve.open(daemon.url) as client:
+        damage()
+        assert client.services.nar_calculation.calculate_nar(info.node) == nar
+        assert store.services.nar_nodes.nar(info.node) == nar
+        damage()
+        other = client.import_path(tmp_path / "tree-1", ImportOptions(name="other"))
+        assert other.nar is not None
+        assert other.nar.sha256 == nar.sha256
+    with serving(store.services) as served:
+        damage()
+        name = f"/{base32.encode(info.digest)}.narinfo"
+        lines = dict(line.split(": ", 1) for line in served.http.get(name).text.splitlines())
+        damage()
+        answer = served.http.get(f"/{lines['URL']}")
+        assert (answer.status_code, hashlib.sha256(answer.content).digest()) == (200, nar.sha256)
 
 
 def test_a_cache_is_ready_if_its_database_is(

@@ -35,6 +35,7 @@ from neve.http_cache.threads import Threads, settled
 from neve.http_cache.zstd_frames import ZstdFrames
 from neve.nix import base32
 from neve.nix.compression import SUFFIXES
+from neve.store.nar_nodes import known_nar, known_node
 from neve.store.path_info import PathDescription, PathInfo
 from neve.store.pathinfos.base import check_path_digest
 from neve.store.services import Services
@@ -145,15 +146,15 @@ class Nars:
 
     def _known(self, is_there: Check, sha256: bytes) -> _Nar | None:
         """The NAR with this hash, if it is known and here. (The hash of a compressed file is none.)"""
-        found = self._services.nar_nodes.node(sha256)
+        found = known_node(self._services.nar_nodes, sha256)
         if found is None:
             return None
-        nar = self._services.nar_nodes.nar(found[0])
+        nar = known_nar(self._services.nar_nodes, found[0])
         return None if nar is None or nar.sha256 != sha256 else self._if_there(is_there, found[0])
 
     def _uploaded(self, is_there: Check, sha256: bytes) -> _Nar | None:
         """The NAR in the file with this hash, if such a one was uploaded and the NAR is here."""
-        found = self._services.nar_nodes.node(sha256)
+        found = known_node(self._services.nar_nodes, sha256)
         return None if found is None else self._if_there(is_there, found[0])
 
     def _if_there(self, is_there: Check, node: Node) -> _Nar | None:

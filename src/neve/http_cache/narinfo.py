@@ -28,6 +28,7 @@ from neve.nix import base32
 from neve.nix.hashes import HashAlgorithm, NixHash
 from neve.nix.narinfo import NarInfo
 from neve.nix.signing import SecretKey
+from neve.store.nar_nodes import known_nar
 from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.services import Services
 from neve.store.signing import sign_path_info, with_own_nar
@@ -156,7 +157,7 @@ def _make(compression: str, path_info: PathInfo | PathDescription) -> bytes:
 def _filled(services: Services, settings: Settings, key: SecretKey | None, path_info: PathInfo) -> PathInfo:
     """``path_info`` with what a narinfo needs, which we compute, and therefore may sign; stored for the
     next time, if that is possible."""
-    if services.nar_nodes.nar(path_info.node) is None:
+    if known_nar(services.nar_nodes, path_info.node) is None:
         # A small tree can have a NAR of which no one will ever see the end.
         size, limit = services.renderer.size(path_info.node), settings.limits.max_nar_bytes
         if size > limit:

@@ -28,6 +28,7 @@ from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
 from neve.nix.signing import PublicKey, verified, verify_any
 from neve.nix.store_path import StorePath
 from neve.store.closures import check_address_of
+from neve.store.nar_nodes import known_nar, known_node
 from neve.store.path_info import NarDetails, PathInfo, sorted_references
 from neve.store.services import Services
 from neve.store.signing import sign_path_info, with_own_nar
@@ -103,8 +104,8 @@ class NarInfoUploads:
 
     def _described(self, narinfo: NarInfo) -> PathInfo:
         """The path info, of the tree that its NAR was found to hold."""
-        found = self._services.nar_nodes.node(narinfo.nar_sha256)
-        nar = None if found is None else self._services.nar_nodes.nar(found[0])
+        found = known_node(self._services.nar_nodes, narinfo.nar_sha256)
+        nar = None if found is None else known_nar(self._services.nar_nodes, found[0])
         if found is None or nar is None or not is_here(self._services, found[0]):
             raise InvalidRequest(f"the NAR of {narinfo.store_path} is not here: upload it before its narinfo")
         if nar.sha256 != narinfo.nar_sha256:

@@ -68,6 +68,9 @@ def target_of(address: Address) -> Target:
         raise address.refuse(f"parameter 'schema' is {schema!r}, such names are PostgreSQL's own")
     timeout = address.seconds("timeout", DEFAULT_TIMEOUT)
     place = address.url.partition("?")[0]
+    if re.search("[@/].*@", place.partition("//")[2]):
+        # libpq would take the first for the end of the password, and tell the rest as the name of a host.
+        raise address.refuse("write @ and / in names and passwords as %40 and %2F")
     return Target(
         shown_url(place),
         _conninfo(address, place),

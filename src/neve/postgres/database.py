@@ -90,8 +90,8 @@ class Database:
         return self.repeat(work)
 
     def repeat(self, work: Callable[[Connection], T]) -> T:
-        """As ``write``, but once more if the connection is lost on the way: for what comes to the same if it
-        was done before."""
+        """As ``write``, but once more if the connection is lost on the way, as soon as the server lets us in
+        again, for some seconds: for what comes to the same if it was done before."""
         lost = _Lost()
         try:
             return self._run(work, lost)
@@ -99,7 +99,20 @@ class Database:
             if not lost:
                 raise
         LOGGER.debug("%s: asking again after the connection was lost", self.where)
+        self._await_return()
         return self._run(work, _Lost())
+
+    def _await_return(self) -> None:
+        """Waits for a server that is being started anew."""
+        end = time.monotonic() + _LET_IN_SECONDS
+        pause = _PAUSE_SECONDS
+        while time.monotonic() < end:
+            try:
+                with self._pool.connection():
+                    return
+            except Unavailable:
+                time.sleep(random.uniform(pause / 2, pause))
+                pause = min(2 * pause, 1.0)
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """What ``work`` makes of a connection, on which every statement is a transaction, but for blocks of
@@ -163,6 +176,9 @@ class Database:
             conninfo["options"] = self._options(conninfo.get("options"))
         connection = _Patient.connect(**conninfo, autocommit=True, client_encoding="utf8")
         connection.seconds = self._patience
+        # Whoever has waited for a lock looks at what has become of the rows in the meantime, whatever the
+        # database has for those who say nothing.
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         return connection
 
     def _options(self, given: str | None) -> str:

@@ -8,6 +8,7 @@ and not why. Here he connects himself, and is told at once.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import threading
 import time
@@ -23,6 +24,10 @@ _IDLE_SECONDS = 300.0
 """What nobody has used for so long is closed when somebody uses another."""
 
 
+_OF_PARENTS: list[psycopg.Connection] = []
+"""What a child has of its parent's; kept, so that nothing is done with it."""
+
+
 class Pool:
     """Up to ``most`` connections at once, which ``connect`` makes. Thread-safe."""
 
@@ -34,6 +39,7 @@ class Pool:
         self._free = threading.BoundedSemaphore(most)
         self._idle: deque[tuple[float, psycopg.Connection]] = deque()
         """Since when, and which; the one used last at the end."""
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -56,6 +62,7 @@ class Pool:
 
     def _kept(self) -> psycopg.Connection | None:
         """One that was used before and still is one: a server that was started anew has said so."""
+        self._leave_to_parent()
         self._drop_unused()
         while True:
             with self._lock:
@@ -74,6 +81,15 @@ class Pool:
                 return
         connection.close()
 
+    def _leave_to_parent(self) -> None:
+        """In a child that goes on with what its parent has opened: those connections are not its own. Closing
+        them would tell the server that the parent goes."""
+        with self._lock:
+            if self._process != os.getpid():
+                self._process = os.getpid()
+                _OF_PARENTS.extend(connection for _, connection in self._idle)
+                self._idle.clear()
+
     def _drop_unused(self) -> None:
         before = time.monotonic() - _IDLE_SECONDS
         unused = []
@@ -85,6 +101,7 @@ class Pool:
 
     def close(self) -> None:
         """Closes those that nobody uses, and the others once they come back. Can be called again."""
+        self._leave_to_parent()
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, deque()

@@ -6,7 +6,7 @@ is noted at most once an hour, because noting it writes the record anew. The clo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from neve.errors import NeveError, PermissionDenied
 from neve.postgres.database import Connection, Database
@@ -40,16 +40,22 @@ class DatedTable:
 
     def present(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those of ``digests`` that are there, and stay for who was told so."""
+        return {digest for part in parts(digests) for digest in self._there("present", [part])}
+
+    def whole(self, sums: Mapping[bytes, bytes]) -> set[bytes]:
+        """Those digests that are there with data of the sha256 that they have in ``sums``; they stay."""
         found: set[bytes] = set()
-        for part in parts(digests):
-
-            def ask(connection: Connection, part: Sequence[bytes] = part) -> set[bytes]:
-                rows = connection.execute(self._statements["present"], [part], binary=True).fetchall()
-                stale = [digest for digest, is_stale in rows if is_stale]
-                return {digest for digest, is_stale in rows if not is_stale} | self.use(connection, stale)
-
-            found |= self._database.repeat(ask)
+        for part in parts(list(sums)):
+            found |= self._there("whole", [part, [sums[digest] for digest in part]])
         return found
+
+    def _there(self, question: str, parameters: Sequence[object]) -> set[bytes]:
+        def ask(connection: Connection) -> set[bytes]:
+            rows = connection.execute(self._statements[question], parameters, binary=True).fetchall()
+            stale = [digest for digest, is_stale in rows if is_stale]
+            return {digest for digest, is_stale in rows if not is_stale} | self.use(connection, stale)
+
+        return self._database.repeat(ask)
 
     def use(self, connection: Connection, digests: Sequence[bytes]) -> set[bytes]:
         """Notes that these are used; those of them that are still there."""
@@ -115,6 +121,11 @@ _STATEMENTS = {
     "present": f"""
         select digest, used_at < now() - interval '{FRESH_SECONDS} s'
         from {{s}}.{{t}} where digest = any(%b::bytea[])
+    """,
+    "whole": f"""
+        select digest, used_at < now() - interval '{FRESH_SECONDS} s'
+        from {{s}}.{{t}} join unnest(%b::bytea[], %b::bytea[]) as given (digest, sum) using (digest)
+        where pg_catalog.sha256(data) = sum
     """,
     "use": """
         update {s}.{t} set used_at = now() where digest in (

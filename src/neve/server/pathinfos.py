@@ -18,7 +18,7 @@ from neve.proto.tvix.store.protos import pathinfo_pb2, rpc_pathinfo_pb2
 from neve.server.blobs import check_writable
 from neve.server.calls import Calls, Context
 from neve.server.long_work import StopFlag, run_stoppable
-from neve.store.nar_nodes import Nar
+from neve.store.nar_nodes import Nar, known_nar
 from neve.store.path_info import PathInfo
 from neve.store.pathinfos.base import check_path_digest, path_not_found
 from neve.store.services import Services
@@ -73,7 +73,7 @@ class PathInfoHandlers:
         self, request: castore_pb2.Node, _: Context
     ) -> rpc_pathinfo_pb2.CalculateNARResponse:
         _name, node = node_from_message(request)
-        nar = await self._calls.work(self._services.nar_nodes.nar, node)
+        nar = await self._calls.work(known_nar, self._services.nar_nodes, node)
         if nar is None:
             # A file is measured at once; a tree of millions of Directories takes a minute.
             async with self._measuring if isinstance(node, DirectoryNode) else contextlib.nullcontext():
@@ -86,7 +86,7 @@ class PathInfoHandlers:
         services = self._services
         if services.remote is not None:
             return services.nar_calculation.calculate_nar(node)
-        if (known := services.nar_nodes.nar(node)) is not None:
+        if (known := known_nar(services.nar_nodes, node)) is not None:
             return known  # Rendered for another call while this one waited.
         nar = self._render(node, stop)
         try:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 
 from neve.bigtable.address import NAR_FAMILY, target_of
-from neve.bigtable.messages import Wanted
+from neve.bigtable.messages import Row, Wanted
 from neve.bigtable.table import BigTable
 from neve.castore.digest import b3_digest
 from neve.castore.node import Node
@@ -39,19 +39,21 @@ class BigtableNarNodes(NarNodes):
         self._put([row for node, nar in entries for row in _rows(node, nar, None)])
 
     def _put(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        """Those that are there already stay: an entry never changes."""
+        """Those that are there already stay, for an entry never changes, unless they are damaged."""
         different: dict[bytes, bytes] = {}
         for key, value in rows:
             different.setdefault(key, value)
-        there = {row.key for row in self._table.get(list(different), values=False)}
+        there = {row.key: _is_whole(row) for row in self._table.get(list(different))}
         self._table.insert_many([(key, different[key]) for key in different if key not in there])
+        for key in (key for key, is_whole in there.items() if not is_whole):
+            self._table.put(key, different[key])
 
     def node(self, sha256: bytes) -> tuple[Node, int] | None:
         value = self._value(_key(BY_HASH, check_nar_hash(sha256)))
         if value is None:
             return None
         try:
-            return decode_node(value[_SIZE.size :])[1], _SIZE.unpack_from(value)[0]
+            return _tree(value)
         except (InvalidRequest, struct.error) as error:
             raise Corrupt(f"the stored tree of NAR {sha256.hex()} is invalid: {error}") from error
 
@@ -91,6 +93,22 @@ def _rows(node: Node, nar: Nar, file_sha256: bytes | None) -> list[tuple[bytes, 
     size = _SIZE.pack(nar.size)
     by_node = (_key(BY_NODE, b3_digest(encoded)), size + nar.sha256)
     return [by_node, *((_key(BY_HASH, sha256), size + encoded) for sha256 in hashes)]
+
+
+def _tree(value: bytes) -> tuple[Node, int]:
+    return decode_node(value[_SIZE.size :])[1], _SIZE.unpack_from(value)[0]
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether it can be what the map tells."""
+    try:
+        value = row.cell.value
+        if row.key.startswith(BY_NODE):
+            return len(value) == _SIZE.size + _SHA256
+        _tree(value)
+    except (Corrupt, InvalidRequest, struct.error):
+        return False
+    return True
 
 
 def open_nar_nodes(address: Address) -> NarNodes:

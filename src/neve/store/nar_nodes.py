@@ -22,6 +22,7 @@ from neve.errors import Corrupt, InvalidRequest, Unsupported
 from neve.packstore.frames import Record
 from neve.packstore.store import PackStore, Table
 from neve.store.wire import decode_node, encode_node
+from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
     from neve.store.small_files import SmallFiles
@@ -172,6 +173,24 @@ class LocalNarNodes(NarNodes):
         if not self._closed:
             self._closed = True
             self._store.close()
+
+
+def known_nar(nar_nodes: NarNodes, node: Node) -> Nar | None:
+    """What ``nar_nodes.nar`` tells, for who can find it out himself: nothing, if that is damaged."""
+    try:
+        return nar_nodes.nar(node)
+    except Corrupt as error:
+        LOGGER.warning("the NAR hash of a tree is computed anew: %s", error)
+        return None
+
+
+def known_node(nar_nodes: NarNodes, sha256: bytes) -> tuple[Node, int] | None:
+    """What ``nar_nodes.node`` tells, for who can find it out himself: nothing, if that is damaged."""
+    try:
+        return nar_nodes.node(sha256)
+    except Corrupt as error:
+        LOGGER.warning("the tree of a NAR is not known: %s", error)
+        return None
 
 
 def decode_nar_node(data: bytes) -> Node:

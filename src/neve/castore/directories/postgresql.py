@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from neve.castore.closure import DEFAULT_LIMITS, ClosureLimits
@@ -118,8 +119,9 @@ class PostgresDirectoryService(DirectoryService):
             self._put_group(group)
 
     def _put_group(self, group: dict[Digest, bytes]) -> None:
+        whole = self._table.whole({digest: hashlib.sha256(data).digest() for digest, data in group.items()})
         # In this order, so that nobody waits for somebody who waits for him.
-        absent = sorted(group.keys() - self._table.present(list(group)))
+        absent = sorted(group.keys() - whole)
         if absent:
             data = [group[digest] for digest in absent]
             self._database.repeat(lambda connection: connection.execute(self._insert, [absent, data]))
@@ -190,6 +192,8 @@ _SELECT = f"""
 """
 
 _INSERT = """
-    insert into {s}.directories (digest, data)
-    select * from unnest(%b::bytea[], %b::bytea[]) on conflict do nothing
+    insert into {s}.directories as stored (digest, data) select * from unnest(%b::bytea[], %b::bytea[])
+    on conflict (digest) do update set data = excluded.data, used_at = now()
+    where stored.data <> excluded.data
 """
+"""A row that is there is damaged, or somebody has just put it."""

@@ -16,10 +16,10 @@ from neve.castore.digest import Digest
 from neve.castore.directories.base import DirectoryService
 from neve.castore.node import DirectoryNode, FileNode, Node, SymlinkNode
 from neve.castore.traverse import Children, get_below, get_directory, large_file, open_root, with_contents
-from neve.errors import Corrupt, InvalidRequest, PermissionDenied, Unavailable
+from neve.errors import InvalidRequest, PermissionDenied, Unavailable
 from neve.nix.nar import framing
 from neve.nix.nar.grammar import MAGIC
-from neve.store.nar_nodes import Nar, NarNodes
+from neve.store.nar_nodes import Nar, NarNodes, known_nar
 from neve.telemetry import LOGGER
 from neve.tree import WHOLE_FILE_LIMIT
 
@@ -310,11 +310,7 @@ class RenderingNarCalculation(NarCalculation):
         self._nar_nodes = nar_nodes
 
     def calculate_nar(self, node: Node) -> Nar:
-        try:
-            known = self._nar_nodes.nar(node)
-        except Corrupt as error:
-            LOGGER.warning("the NAR hash of a tree is computed anew: %s", error)
-            known = None
+        known = known_nar(self._nar_nodes, node)
         if known is not None:
             return known
         nar = self._renderer.hash(node)

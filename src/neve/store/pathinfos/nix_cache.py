@@ -14,7 +14,7 @@ from neve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
 from neve.nix.signing import PublicKey, Signature, verify_any
 from neve.registry import Address
 from neve.store.closures import check_address_of
-from neve.store.nar_nodes import Nar
+from neve.store.nar_nodes import Nar, known_nar, known_node
 from neve.store.path_info import NarDetails, PathDescription, PathInfo
 from neve.store.pathinfos.base import PathInfoService, check_path_digest
 from neve.store.pathinfos.context import PathInfoContext
@@ -114,11 +114,11 @@ class NixCachePathInfoService(PathInfoService):
 
     def _known(self, narinfo: NarInfo) -> Node | None:
         """The tree with this NAR, if the services have it."""
-        found = self._context.nar_nodes.node(narinfo.nar_sha256)
+        found = known_node(self._context.nar_nodes, narinfo.nar_sha256)
         if found is None:
             return None
         node = found[0]
-        nar = self._context.nar_nodes.nar(node)
+        nar = known_nar(self._context.nar_nodes, node)
         # The map knows trees by the hashes of compressed files too, and a cache may pass one off as a NAR's.
         if nar is None or nar.sha256 != narinfo.nar_sha256:
             return None
