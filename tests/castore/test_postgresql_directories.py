@@ -151,6 +151,25 @@ def test_a_damaged_row_that_is_replaced_is_fresh(
     assert service.get(leaf("a").digest) == leaf("a")
 
 
+def test_any_date_has_an_age(
+    postgresql: PostgresServer, database: str, service: PostgresDirectoryService
+) -> None:
+    """An administrator may want a row to stay, and dates it so that it always does."""
+    service.put(leaf("a"))
+    for date, ages in (
+        ("infinity", [0]),
+        ("294276-01-01", [0]),
+        ("-infinity", [1e10]),
+        ("4000-01-01 BC", [1e10]),
+    ):
+        postgresql.execute(f"update {schema_of(database)}.directories set used_at = '{date}'")
+        assert [age for _, age in service.list_with_ages()] == ages
+        assert service.list() == [leaf("a").digest]
+        if ages == [0]:
+            assert service.delete_many([leaf("a").digest], unused_for=1) == 0
+    assert service.delete_many([leaf("a").digest], unused_for=20 * SLACK) == 1
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_writers_of_the_same_in_any_order(
     postgresql: PostgresServer, database: str, damaged: bool, monkeypatch: pytest.MonkeyPatch

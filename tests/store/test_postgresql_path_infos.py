@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -128,6 +130,46 @@ def test_damage(
     damaged(postgresql, database, data, given.digest)
     assert service.delete_many([given.digest]) == 1
     assert service.referrers(store_path("a").digest) == []
+
+
+def test_rows_that_are_too_long_are_not_read_whole(
+    postgresql: PostgresServer, database: str, service: PathInfoService
+) -> None:
+    given = service.put(path_info("p"))
+    postgresql.execute(
+        f"update {schema_of(database)}.path_infos set data = convert_to(repeat('a', 300000000), 'utf8')"
+    )
+    code = f"""
+import resource
+from neve.errors import Corrupt
+from neve.store.pathinfos.urls import PATH_INFO_SERVICES
+from neve.testing.pathinfos import path_info, signature
+
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+service, given = PATH_INFO_SERVICES.open({database!r}), path_info("p")
+assert service.get(path_info("other").digest) is None
+before = most()
+for call in (
+    lambda: service.get(given.digest),
+    lambda: service.put(given),
+    service.list,
+    lambda: service.add_signatures(given.digest, [signature("key")]),
+):
+    try:
+        call()
+    except Corrupt as error:
+        assert "does not match its seal" in str(error)
+    else:
+        raise AssertionError
+assert len(service.list_encoded()) == 1
+print(most() - before)
+"""
+    command = [sys.executable, "-c", code]
+    assert int(subprocess.run(command, check=True, capture_output=True).stdout) < 64
+    assert service.put(given, replace=True) == given
+    assert service.get(given.digest) == given
 
 
 def test_processes_that_put_the_same(service: PathInfoService, other: PathInfoService) -> None:

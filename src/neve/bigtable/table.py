@@ -1,8 +1,8 @@
 """What services ask of the rows of a table: by key, in pages, put if absent, replace, delete; and ages.
 
 A row was used when it was written, and when somebody was told that it is there: he may count on it. That is
-noted at most once an hour, by writing the cell anew, if it is still the same. The clock is the server's,
-but for what is an hour ago.
+noted at most once an hour, by writing the cell anew, if it is still the same. Who puts takes the server's
+time; who notes a use or deletes what is old goes by his own clock.
 """
 
 from __future__ import annotations

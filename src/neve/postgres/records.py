@@ -7,7 +7,8 @@ from blake3 import blake3
 
 from neve.errors import Corrupt
 
-_SEAL_SIZE = 16
+SEAL_SIZE = 16
+"""Bytes."""
 
 
 def seal(table: str, key: bytes, data: bytes) -> bytes:
@@ -17,8 +18,8 @@ def seal(table: str, key: bytes, data: bytes) -> bytes:
 
 def unseal(table: str, key: bytes, sealed: bytes) -> bytes:
     """Takes the seal off. Raises ``Corrupt`` naming the key if it does not fit."""
-    data = sealed[:-_SEAL_SIZE]
-    if len(sealed) < _SEAL_SIZE or sealed[-_SEAL_SIZE:] != _check(table, key, data):
+    data = sealed[:-SEAL_SIZE]
+    if len(sealed) < SEAL_SIZE or sealed[-SEAL_SIZE:] != _check(table, key, data):
         raise Corrupt(f"the row of {key.hex()} in the table {table} does not match its seal")
     return data
 
@@ -27,4 +28,4 @@ def _check(table: str, key: bytes, data: bytes) -> bytes:
     hasher = blake3(b"%b\0%b" % (table.encode(), len(key).to_bytes(4, "little")))
     hasher.update(key)
     hasher.update(data)
-    return hasher.digest(_SEAL_SIZE)
+    return hasher.digest(SEAL_SIZE)

@@ -19,6 +19,10 @@ AT_ONCE = 1000
 """Digests in one statement; some tens of kilobytes, and milliseconds."""
 
 
+_OLDEST = "1e10"
+"""Seconds: nothing is told to be older."""
+
+
 class DatedTable:
     """The table ``name``: ``digest``, ``data`` and ``used_at``."""
 
@@ -34,7 +38,9 @@ class DatedTable:
         self._database = database
         self._with_them = with_them
         self._statements = {
-            what: database.statement(text.replace("{t}", name).replace("{size}", str(size)))
+            what: database.statement(
+                text.replace("{t}", name).replace("{size}", str(size)).replace("{oldest}", _OLDEST)
+            )
             for what, text in _STATEMENTS.items()
         }
 
@@ -117,6 +123,7 @@ def parts(digests: Sequence[bytes]) -> list[Sequence[bytes]]:
 
 
 # Rows are locked in the order of their digests, so that nobody waits for somebody who waits for him.
+# An administrator may have dated one ``infinity``, so that it stays.
 _STATEMENTS = {
     "present": f"""
         select digest, used_at < now() - interval '{FRESH_SECONDS} s'
@@ -133,7 +140,8 @@ _STATEMENTS = {
         ) returning digest
     """,
     "page": """
-        select digest, extract(epoch from now() - used_at)::float8
+        select digest, least(greatest(
+            extract(epoch from now())::float8 - extract(epoch from used_at)::float8, 0), {oldest})
         from {s}.{t} where digest > %b and octet_length(digest) = {size} order by digest limit %s
     """,
     "lock": """

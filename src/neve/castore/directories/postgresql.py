@@ -194,6 +194,6 @@ _SELECT = f"""
 _INSERT = """
     insert into {s}.directories as stored (digest, data) select * from unnest(%b::bytea[], %b::bytea[])
     on conflict (digest) do update set data = excluded.data, used_at = now()
-    where stored.data <> excluded.data
+    where stored.data is distinct from excluded.data
 """
 """A row that is there is damaged, or somebody has just put it."""

@@ -12,11 +12,12 @@ from neve.nix import base32
 from neve.nix.signing import Signature
 from neve.nix.store_path import DIGEST_SIZE, StorePath
 from neve.postgres.database import Connection, Database
-from neve.postgres.records import seal, unseal
+from neve.postgres.records import SEAL_SIZE, seal, unseal
 from neve.postgres.table import FRESH_SECONDS, DatedTable
 from neve.registry import Address
 from neve.store.path_info import InvalidPathInfo, PathInfo
 from neve.store.pathinfos.base import (
+    MAX_PATH_INFO_BYTES,
     PathInfoService,
     check_length,
     check_path_digest,
@@ -32,6 +33,9 @@ _PAGE_BYTES = 16 * 1024 * 1024
 """What a page holds is not longer, but for one path info: a page of the longest would have a gigabyte."""
 
 _REFERRERS = 10_000
+
+_MAX_ROW_BYTES = MAX_PATH_INFO_BYTES + SEAL_SIZE
+"""A row of ours has no more. Of others so much is read that they are seen to be none."""
 
 
 class PostgresPathInfoService(PathInfoService):
@@ -268,17 +272,19 @@ def open_postgresql(address: Address) -> PostgresPathInfoService:
     return PostgresPathInfoService(Database.open(address))
 
 
+_DATA = f"substr(data, 1, {_MAX_ROW_BYTES + 1})"
+
 # Rows are locked in the order of their digests, so that nobody waits for somebody who waits for him.
 _STATEMENTS = {
     "get": f"""
-        select data, used_at < now() - interval '{FRESH_SECONDS} s' from {{s}}.path_infos where digest = %b
+        select {_DATA}, used_at < now() - interval '{FRESH_SECONDS} s' from {{s}}.path_infos where digest = %b
     """,
     "version": f"""
         select revision, used_at < now() - interval '{FRESH_SECONDS} s'
         from {{s}}.path_infos where digest = %b
     """,
     "lock": f"""
-        select digest, data, used_at < now() - interval '{FRESH_SECONDS} s'
+        select digest, {_DATA}, used_at < now() - interval '{FRESH_SECONDS} s'
         from {{s}}.path_infos where digest = any(%b::bytea[]) order by digest for update
     """,
     "insert": """
@@ -307,7 +313,7 @@ _STATEMENTS = {
         select digest, data from (
             select digest, data, sum(octet_length(data)) over (order by digest) - octet_length(data) as before
             from (
-                select digest, data from {{s}}.path_infos
+                select digest, {_DATA} as data from {{s}}.path_infos
                 where digest > %b and octet_length(digest) = {DIGEST_SIZE} order by digest limit %s
             ) as page
         ) as measured
