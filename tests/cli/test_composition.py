@@ -100,7 +100,9 @@ def test_addresses_of_no_file(neve: Neve, url: str, message: str) -> None:
 
 
 def test_it_is_no_address_of_one_service(neve: Neve, file: Path) -> None:
-    failure = neve("path-info", "--path-info-service-addr", f"composition://{file}").failure
+    failure = neve(
+        "path-info", "--store", "memory://", "--path-info-service-addr", f"composition://{file}"
+    ).failure
     assert "no path info service has the scheme 'composition'" in failure
 
 

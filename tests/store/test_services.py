@@ -55,6 +55,25 @@ def test_bad_addresses(url: str, message: str) -> None:
     assert f"address {url!r}" in str(refused.value) or "local://" in url
 
 
+@pytest.mark.parametrize(
+    ("url", "others", "lacking"),
+    [
+        (
+            "postgresql://u:secret@h/db",
+            {},
+            r"postgresql is not for all of a store; .*: blobs \(--blob-service-addr\)$",
+        ),
+        ("bigtable://project/instance/table", {}, r": blobs \(--blob-service-addr\)$"),
+        ("objectstore+memory://", {}, r": path infos \(--path-info-service-addr\)$"),
+        ("nix+https://h", {"blob_service": "memory://"}, r": Directories \(--directory-service-addr\)$"),
+    ],
+)
+def test_what_is_no_whole_store(url: str, others: dict[str, str], lacking: str) -> None:
+    with leaving_nothing_open(), pytest.raises(InvalidRequest, match=lacking) as refused:
+        open_services(url, **others)
+    assert "secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize("which", ["blob_service", "directory_service", "path_info_service"])
 def test_a_bad_address_of_one_service(tmp_path: Path, which: str) -> None:
     """Those that were opened before it are closed again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +123,31 @@ def open_services(
         return Services(blobs, directories, path_infos, nar_nodes, rule, packs, remote, described.opening)
 
 
+def _check_keeps_all(url: str, services: Sequence[str | None]) -> None:
+    """Raises ``InvalidRequest`` if what is at ``url`` is for some of the services only, and ``services`` do
+    not say where the others are."""
+    address = parse_address(url)
+    kinds: dict[str, Schemes[Any]] = {
+        "blobs (--blob-service-addr)": BLOB_SERVICES,
+        "Directories (--directory-service-addr)": DIRECTORY_SERVICES,
+        "path infos (--path-info-service-addr)": PATH_INFO_SERVICES,
+    }
+    knowing = [address.scheme in schemes.names() for schemes in kinds.values()]
+    lacking = [
+        kind
+        for kind, knows, service in zip(kinds, knowing, services, strict=True)
+        if not knows and service is None
+    ]
+    if any(knowing) and lacking:
+        raise address.refuse(
+            f"{address.scheme} is not for all of a store; an address is missing for: {', '.join(lacking)}"
+        )
+
+
 def _own_addresses(url: str | None, *services: str | None) -> dict[str, str | None]:
     """Where services are that have an address: of their own, or the store's."""
+    if url is not None:
+        _check_keeps_all(url, services)
     pinned = [None if address is None else pin_temporary(address) for address in (url, *services)]
     return dict(zip(KINDS, (pinned[0] if each is None else each for each in pinned[1:]), strict=True))
 
