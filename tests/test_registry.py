@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from neve.errors import InvalidRequest
-from neve.registry import nested_addresses, parse_address, shown_url
+from neve.registry import nested_addresses, parse_address, shown_address, shown_url
 
 
 def inside(url: str, times: int = 1) -> str:
@@ -121,6 +121,8 @@ def test_passwords_in_long_texts() -> None:
         "nix+https://me:sesame@host?a",
         "nix+https://me:sesame@[host",
         "nix+https://me:sesame@ho\u2100st",
+        "nix+https://me:open sesame@host#x",
+        "nix+https://me:open\tsesame\n@host?a",
     ],
 )
 def test_errors_show_no_password(url: str) -> None:
@@ -128,6 +130,13 @@ def test_errors_show_no_password(url: str) -> None:
         parse_address(url)
     assert "sesame" not in str(refused.value)
     assert "nix+https://***@" in str(refused.value)
+
+
+def test_blanks_do_not_end_a_password() -> None:
+    address = parse_address("cache://?near=memory://&far=nix%2Bhttps://me:open sesame@host")
+    assert str(address.refuse("why")) == ("address 'cache://?near=memory://&far=nix%2Bhttps://***@host': why")
+    assert shown_address("postgresql://host/db?password=open sesame") == "postgresql://host/db?password=***"
+    assert shown_address("local:///srv/a b@c") == "local:///srv/a b@c"
 
 
 def test_no_nul_bytes() -> None:

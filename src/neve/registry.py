@@ -88,6 +88,8 @@ def _user_infos(level: int) -> _UserInfos:
     )
 
 
+_BLANK = re.compile(r"\s")
+
 _USER_INFOS = [_user_infos(level) for level in range(_LEVELS)]
 
 
@@ -96,6 +98,13 @@ def shown_url(url: str) -> str:
     for user_infos in _USER_INFOS:
         url = user_infos.hidden_in(url)
     return url
+
+
+def shown_address(url: str) -> str:
+    """The same of what is one address and no text: blanks in it do not end a password."""
+    joined = _BLANK.sub("%20", url)
+    hidden = shown_url(joined)
+    return url if hidden == joined else hidden
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ class Address:
 
     def refuse(self, reason: str) -> InvalidRequest:
         """The error that names this address and what is wrong with it."""
-        return InvalidRequest(f"address {shown_url(self.url)!r}: {reason}")
+        return InvalidRequest(f"address {shown_address(self.url)!r}: {reason}")
 
     def check_parameters(self, *allowed: str) -> None:
         """Raises ``InvalidRequest`` if there is a parameter that is not in ``allowed``."""
@@ -160,7 +169,7 @@ class Address:
 def parse_address(url: str) -> Address:
     """Takes an address apart. Raises ``InvalidRequest`` naming it."""
     scheme, separator, _ = url.partition("://")
-    shown = shown_url(url)
+    shown = shown_address(url)
     if not separator or not scheme:
         raise InvalidRequest(f"address {shown!r} has no scheme; write for example local:///srv/neve")
     try:
@@ -235,7 +244,7 @@ class Schemes(Generic[T]):
         try:
             return self.open(nested, context)
         except InvalidRequest as error:
-            raise type(error)(f"{name} of address {shown_url(address.url)!r}: {error}") from error
+            raise type(error)(f"{name} of address {shown_address(address.url)!r}: {error}") from error
 
     def _unknown(self, address: Address) -> InvalidRequest:
         hint = ""

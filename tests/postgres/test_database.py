@@ -140,6 +140,8 @@ def test_an_address_that_libpq_cannot_read() -> None:
     with pytest.raises(InvalidRequest, match="client library cannot read it") as error:
         DIRECTORY_SERVICES.open("postgresql://me:ses%ame@host/db")
     assert "ame" not in str(error.value).partition("client library")[2].replace("name", "")
+    with pytest.raises(InvalidRequest, match=r"'postgresql://\*\*\*@host/db': .* cannot read it: malformed"):
+        DIRECTORY_SERVICES.open("postgresql://me:ses ame@host/db")
 
 
 @pytest.mark.parametrize(

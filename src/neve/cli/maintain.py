@@ -12,7 +12,7 @@ from neve.cli import output
 from neve.cli.options import StoreOptions, check_address, store_options
 from neve.cli.progress import progress_bar
 from neve.errors import Unsupported
-from neve.registry import shown_url
+from neve.registry import shown_address
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def repaired(options: StoreOptions, source: str, *, nars: bool) -> RepairReport:
     from neve.store.repair import repair
 
     if is_source(source):
-        raise Unsupported(f"{shown_url(source)} is a binary cache, which does not give single objects")
+        raise Unsupported(f"{shown_address(source)} is a binary cache, which does not give single objects")
     # In this order: a process cannot write to an embedded store that it has open for reading only.
     with (
         options.open(write=True) as store,

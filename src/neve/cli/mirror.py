@@ -15,7 +15,7 @@ from neve.cli.options import STORE_PATH, StoreOptions, check_address, netrc_file
 from neve.cli.progress import progress_bar, result_lines
 from neve.cli.sizes import shown_bytes
 from neve.errors import NotFound, Unsupported
-from neve.registry import shown_url
+from neve.registry import shown_address
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _check_listed(source: str) -> None:
 
     if is_source(source):
         raise Unsupported(
-            f"{shown_url(source)} is a binary cache, which cannot be listed; name the paths with --path"
+            f"{shown_address(source)} is a binary cache, which cannot be listed; name the paths with --path"
         )
 
 

@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from neve.errors import InvalidRequest, NotFound
-from neve.registry import nested_addresses, parse_address, shown_url
+from neve.registry import nested_addresses, parse_address, shown_address
 from neve.telemetry import LOGGER
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class StoreOptions:
 
     def shown(self) -> str:
         """What names the store, for messages."""
-        return shown_url(self.url) if self.composition is None else self.composition.path
+        return shown_address(self.url) if self.composition is None else self.composition.path
 
     def exists(self) -> bool:
         """Whether there is anything: what cares for a store must not make an empty one, mistyped say."""

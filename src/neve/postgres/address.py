@@ -13,7 +13,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
-from neve.registry import Address, shown_url
+from neve.registry import Address, shown_address
 
 LIBPQ_PARAMETERS = (
     *("host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service", "require_auth"),
@@ -72,7 +72,7 @@ def target_of(address: Address) -> Target:
         # libpq would take the first for the end of the password, and tell the rest as the name of a host.
         raise address.refuse("write @ and / in names and passwords as %40 and %2F")
     return Target(
-        shown_url(place),
+        shown_address(place),
         _conninfo(address, place),
         schema,
         timeout,
@@ -87,7 +87,7 @@ def _conninfo(address: Address, place: str) -> tuple[tuple[str, str], ...]:
         conninfo = {name: str(value) for name, value in conninfo_to_dict(place, **given).items()}
     except (psycopg.Error, ValueError) as error:
         # The reason may repeat what is not to be shown.
-        reason = str(error).strip() if shown_url(address.url) == address.url else "malformed"
+        reason = str(error).strip() if shown_address(address.url) == address.url else "malformed"
         raise address.refuse(f"PostgreSQL's client library cannot read it: {reason}") from error
     if "connect_timeout" not in conninfo and not default("connect_timeout"):
         # The library waits for minutes.

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 
 from neve.errors import InvalidRequest
 from neve.packstore.address import temporary_folder
-from neve.registry import nested_addresses, parse_address, shown_url
+from neve.registry import nested_addresses, parse_address, shown_address
 
 _IN_MEMORY = ("memory", "lru", "objectstore+memory")
 
@@ -75,10 +75,10 @@ def check_shareable(urls: Sequence[str]) -> None:
     for url in urls:
         place = parse_address(home(url))
         if place.scheme in _IN_MEMORY or (place.scheme == "local" and not place.path):
-            whose = "" if place.url == url else f" of {shown_url(url)}"
+            whose = "" if place.url == url else f" of {shown_address(url)}"
             raise InvalidRequest(
-                f"{shown_url(place.url)}{whose} exists in one process only and cannot be shared by several "
-                "workers; name a folder, local:///srv/neve"
+                f"{shown_address(place.url)}{whose} exists in one process only and cannot be shared by "
+                "several workers; name a folder, local:///srv/neve"
             )
 
 
