@@ -43,6 +43,19 @@ def test_every_limit_of_the_daemon_is_told_with_its_default() -> None:
     assert dict(rows) == expected
 
 
+def test_daemons_are_started_as_they_may_be() -> None:
+    """One that other machines can reach needs to know its clients, or to be told that it need not."""
+    started = [
+        line
+        for document in DOCS.glob("*.md")
+        for line in re.findall(r"neve daemon (?:.|(?<=\\)\n)*", document.read_text())
+    ]
+    listening = [line for line in started if re.search(r"(?:-l|--listen) '?(?:\[::\]|0\.0\.0\.0|\*)", line)]
+    assert len(listening) >= 2
+    for line in listening:
+        assert "--insecure" in line or all(f"--tls-{what} " in line for what in ("cert", "key", "client-ca"))
+
+
 def test_every_parameter_of_an_address_is_told() -> None:
     text = (DOCS / "daemon.md").read_text()
     for name in PARAMETERS:
